@@ -1,0 +1,92 @@
+"""A small origin for the demo and the examples: it answers with what it was asked.
+
+    python examples/_origin.py [HOST:PORT]          (127.0.0.1:9000 where none is given)
+
+``/count`` is answered by a body that comes in five pieces, every other path by the request as it
+arrived here, so that a proxy's edits can be seen. Plain Trio and h11; no proxy is needed to run it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+
+import h11
+import trio
+
+
+async def exchange(stream: trio.abc.Stream, connection: h11.Connection, name: str) -> bool:
+    """Read one request and answer it; return whether another may follow."""
+
+    async def event() -> object:
+        while (found := connection.next_event()) is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some())
+        return found
+
+    request = await event()
+    if not isinstance(request, h11.Request):
+        return False
+    body = b""
+    while isinstance(data := await event(), h11.Data):
+        body += data.data
+
+    fields = [("Content-Type", "text/plain"), ("Server", name)]
+    if request.target != b"/count":
+        lines = [request.method + b" " + request.target]
+        lines += [key + b": " + value for key, value in request.headers.raw_items()]
+        whole = b"\n".join([*lines, b"", body])
+        fields.append(("Content-Length", str(len(whole))))
+        content = pieces([whole])
+    else:
+        content = pieces([b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"], pause=0.02)
+
+    if request.method == b"HEAD":
+        content = pieces([])
+    head = h11.Response(status_code=200, reason=b"OK", headers=fields)
+    await stream.send_all(connection.send(head) or b"")
+    async for piece in content:
+        await stream.send_all(connection.send(h11.Data(piece)) or b"")
+    await stream.send_all(connection.send(h11.EndOfMessage()) or b"")
+    if connection.our_state is h11.MUST_CLOSE or connection.their_state is h11.MUST_CLOSE:
+        return False
+    connection.start_next_cycle()
+    return True
+
+
+async def pieces(parts: list[bytes], pause: float = 0) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+        await trio.sleep(pause)
+
+
+async def serve(
+    bind: str = "127.0.0.1:9000",
+    name: str = "origin",
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the origin; the task status gets its URL. ``name`` goes into the Server field."""
+
+    async def connection(stream: trio.SocketStream) -> None:
+        parser = h11.Connection(h11.SERVER)
+        try:
+            while await exchange(stream, parser, name):
+                pass
+        except (trio.BrokenResourceError, h11.RemoteProtocolError):
+            pass  # the client is gone, or no client of ours
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    host, _, port = bind.rpartition(":")
+    listeners = await trio.open_tcp_listeners(int(port), host=host)
+    url = "http://{}:{}".format(*listeners[0].socket.getsockname()[:2])
+    print(f"listening on {url}", file=sys.stderr, flush=True)
+    task_status.started(url)
+    await trio.serve_listeners(connection, listeners)
+
+
+if __name__ == "__main__":
+    try:
+        trio.run(serve, *sys.argv[1:])
+    except* KeyboardInterrupt:
+        pass

@@ -1,0 +1,79 @@
+"""What a developer runs: ``nox -s tests``, ``nox -s demo`` and the rest, by name.
+
+Arguments behind ``--`` go to the program that a session runs. Sessions install from the dependency
+groups of pyproject.toml, so that nothing is listed twice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "docs", "tests"]
+# uv where it is installed; virtualenv otherwise, which comes with nox and, unlike venv, works where
+# a distribution has split ensurepip off.
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = True
+
+HERE = Path(__file__).parent
+CHECKED = ("trioproxy", "tests", "examples", "noxfile.py")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the package and the requirements of dependency groups."""
+    project = nox.project.load_toml(HERE / "pyproject.toml")
+    requirements = nox.project.dependency_groups(project, *groups) if groups else ()
+    session.install("--editable", ".", *dict.fromkeys(requirements))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, in parallel and in random order."""
+    install(session, "tests")
+    session.run("pytest", "-n", "auto", "--maxprocesses", "4", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the demo: ``-- --once`` to end after it, ``-- NAME`` for an example, ``-- --list``."""
+    install(session)
+    # On Ctrl-C the child gets the signal as well, and ends by itself.
+    session.run("python", "-m", "examples", *session.posargs, interrupt_timeout=15.0)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and types."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy", "--strict", *(session.posargs or CHECKED))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install(session, "docs")
+    target = session.posargs[0] if session.posargs else session.create_tmp()
+    doctrees = Path(session.create_tmp()) / "doctrees"
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "-d", str(doctrees), "docs", target)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure ``reverse`` against a bare trio+h11 relay and a raw byte relay, in one run."""
+    install(session)
+    session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run the property tests for long: ``-- SEED`` repeats a run."""
+    install(session, "tests")
+    arguments = list(session.posargs)
+    seed = arguments.pop(0) if arguments and arguments[0].isdecimal() else None
+    if seed is not None:
+        arguments += [f"--hypothesis-seed={seed}", f"--randomly-seed={seed}"]
+    session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=deep", *arguments)

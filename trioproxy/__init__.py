@@ -1,0 +1,24 @@
+"""Pingora's ``ProxyHttp`` trait as a structured-concurrency HTTP proxy framework on Trio."""
+
+from __future__ import annotations
+
+from ._config import Listener as Listener
+from ._config import ServerConf as ServerConf
+from ._errors import ErrorSource as ErrorSource
+from ._errors import ErrorType as ErrorType
+from ._errors import ProxyError as ProxyError
+from ._errors import RetryType as RetryType
+from ._headers import Headers as Headers
+from ._info import Digest as Digest
+from ._messages import BodyChunk as BodyChunk
+from ._messages import RequestHeader as RequestHeader
+from ._messages import ResponseHeader as ResponseHeader
+from ._peer import HttpPeer as HttpPeer
+from ._peer import PeerOptions as PeerOptions
+from ._version import __version__ as __version__
+from .proxy._filters import FailToProxy as FailToProxy
+from .proxy._filters import ProxyHttp as ProxyHttp
+from .proxy._session import Session as Session
+from .server import Running as Running
+from .server import run as run
+from .server import serve as serve

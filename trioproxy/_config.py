@@ -1,0 +1,178 @@
+"""The settings of a server, checked once, where they are made."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+
+def _seconds(_instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(
+            f"{attribute.name}={value!r}: seconds above 0 are right; math.inf means no limit"
+        )
+
+
+def _not_negative(_instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{attribute.name}={value!r}: seconds, 0 or more, are right")
+
+
+def _count(minimum: int) -> Callable[[Any, attrs.Attribute[int], int], None]:
+    def check(_instance: Any, attribute: attrs.Attribute[int], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(
+                f"{attribute.name}={value!r}: a whole number, {minimum} or more, is right"
+            )
+
+    return check
+
+
+def _optional_count(
+    _instance: object, attribute: attrs.Attribute[int | None], value: object
+) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(
+            f"{attribute.name}={value!r}: a whole number, 0 or more, is right, or None for no limit"
+        )
+
+
+def _one_of(*choices: str) -> Callable[[Any, attrs.Attribute[str], str], None]:
+    def check(_instance: Any, attribute: attrs.Attribute[str], value: object) -> None:
+        if value not in choices:
+            raise ValueError(f"{attribute.name}={value!r}: one of {', '.join(choices)} is right")
+
+    return check
+
+
+def _level(_instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or value.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(
+            f"{attribute.name}={value!r}: one of debug, info, warning, error, critical is right"
+        )
+
+
+def _token(_instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(f"{attribute.name}={value!r}: a word of visible ASCII is right")
+
+
+def _flag(_instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{attribute.name}={value!r}: True or False is right")
+
+
+@attrs.frozen(kw_only=True)
+class ServerConf:
+    """Timeouts (seconds, `math.inf` for none), limits (bytes, counts) and habits of a server.
+
+    Attributes:
+      connect_timeout: For connecting to an origin.
+      read_timeout: For an origin's response head, and for each gap in its content.
+      write_timeout: For a write without progress, to either side.
+      idle_timeout: How long a client's kept-alive connection may be idle.
+      header_timeout: For a whole request head, from its first byte.
+      body_timeout: For each gap in a request's content.
+      upstream_idle_timeout: How long an upstream connection may be idle.
+      drain_timeout: For dropping the unread rest of a request, and for a lingering close.
+      drain_bytes: How much of it is dropped at most.
+      logging_timeout: For the ``logging`` callback.
+      dns_timeout: For looking up a host name.
+      max_header_bytes: Size of a request head.
+      max_header_fields: Fields of a request head.
+      max_target_bytes: Size of a request target.
+      max_body_bytes: Size of a request's content; None for no limit.
+      max_response_header_bytes: Size of a response head.
+      max_response_header_fields: Fields of a response head.
+      max_attempts: Attempts in all for one request, at least 1.
+      max_connections: Client connections at once; None for no limit.
+      max_sessions: Requests in flight at once.
+      pool_size: Idle upstream connections kept.
+      grace: How long a graceful stop waits.
+      http1_codec: ``"auto"`` or ``"h11"``.
+      access_log: ``"off"``, ``"common"`` or ``"json"``.
+      log_level: For the log that `run` sets up.
+      server_name: The Server field of the answers made here.
+      refuse_underscores: Refuse every field name with an underscore, not only the dangerous ones.
+      allow_trace: Pass TRACE requests on.
+    """
+
+    connect_timeout: float = attrs.field(default=5.0, validator=_seconds)
+    read_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    write_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    idle_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    header_timeout: float = attrs.field(default=15.0, validator=_seconds)
+    body_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    upstream_idle_timeout: float = attrs.field(default=55.0, validator=_seconds)
+    drain_timeout: float = attrs.field(default=2.0, validator=_seconds)
+    drain_bytes: int = attrs.field(default=262144, validator=_count(0))
+    logging_timeout: float = attrs.field(default=1.0, validator=_seconds)
+    dns_timeout: float = attrs.field(default=5.0, validator=_seconds)
+    max_header_bytes: int = attrs.field(default=65536, validator=_count(64))
+    max_header_fields: int = attrs.field(default=128, validator=_count(1))
+    max_target_bytes: int = attrs.field(default=16384, validator=_count(1))
+    max_body_bytes: int | None = attrs.field(default=None, validator=_optional_count)
+    max_response_header_bytes: int = attrs.field(default=131072, validator=_count(64))
+    max_response_header_fields: int = attrs.field(default=256, validator=_count(1))
+    max_attempts: int = attrs.field(default=16, validator=_count(1))
+    max_connections: int | None = attrs.field(default=None, validator=_optional_count)
+    max_sessions: int = attrs.field(default=10000, validator=_count(1))
+    pool_size: int = attrs.field(default=128, validator=_count(0))
+    grace: float = attrs.field(default=30.0, validator=_not_negative)
+    http1_codec: str = attrs.field(default="auto", validator=_one_of("auto", "h11"))
+    access_log: str = attrs.field(default="off", validator=_one_of("off", "common", "json"))
+    log_level: str = attrs.field(default="info", validator=_level)
+    server_name: str = attrs.field(default="trioproxy", validator=_token)
+    refuse_underscores: bool = attrs.field(default=False, validator=_flag)
+    allow_trace: bool = attrs.field(default=False, validator=_flag)
+
+
+@attrs.frozen
+class Listener:
+    """One place to listen on.
+
+    Attributes:
+      address: As it was given.
+      host: The host name or IP address, None for a unix socket.
+      port: The TCP port, 0 to have one picked.
+      path: The path of a unix socket, or None.
+    """
+
+    address: str
+    host: str | None = attrs.field(init=False, default=None)
+    port: int = attrs.field(init=False, default=0)
+    path: str | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        address = self.address
+        wrong = ValueError(
+            f"{address!r} is not a bind address: host:port, [v6]:port or unix:PATH is right"
+        )
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            if not path:
+                raise wrong
+            object.__setattr__(self, "path", path)
+            return
+        host, colon, digits = address.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise wrong
+        if not colon or not host or not digits.isdecimal() or int(digits) > 65535:
+            raise wrong
+        object.__setattr__(self, "host", host)
+        object.__setattr__(self, "port", int(digits))
+
+    @classmethod
+    def parse(cls, address: str) -> Listener:
+        """Read ``host:port``, ``[v6]:port`` or ``unix:PATH``.
+
+        Raises:
+          ValueError: it is none of these.
+        """
+        return cls(address)

@@ -1,0 +1,1 @@
+"""Protocol parsers and writers without I/O: bytes in, events out."""

@@ -1,0 +1,162 @@
+"""The chunked coding (RFC 9112 section 7.1), read strictly: rows H1-06 to H1-09 and H1-20.
+
+Our own parser, as the rules above need the raw line of every chunk before anybody else sees it, and
+as every HTTP/1 parser can then be fed heads alone. The tests hold it against h11's.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .._headers import Field, Headers
+from .._messages import END, Data, End, Trailers
+from ..semantics._framing import MessageRefused
+
+#: One chunk-size line, or one trailer line.
+MAX_LINE = 4096
+#: Framing bytes (sizes, extensions, line ends) over one body that carry no content.
+MAX_OVERHEAD = 16384
+MAX_TRAILER_BYTES = 8192
+MAX_TRAILER_FIELDS = 32
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_SIZE = re.compile(
+    rb"([0-9A-Fa-f]+)(?:[ \t]*;[ \t]*"
+    + _TOKEN
+    + rb"(?:[ \t]*=[ \t]*(?:"
+    + _TOKEN
+    + rb"|"
+    + _QUOTED
+    + rb"))?)*"
+)
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t \x21-\x7e\x80-\xff]*?)[ \t]*")
+
+
+class ChunkedDecoder:
+    """Takes chunked bytes out of a buffer and gives events."""
+
+    __slots__ = ("_fields", "_left", "_overhead", "_state", "_status", "_trailer_bytes", "done")
+
+    def __init__(self, status: int = 400) -> None:
+        """Start before the first chunk.
+
+        Args:
+          status: What a refusal carries: 400 for a request, 502 for a response.
+        """
+        self._status = status
+        self._state = "size"
+        self._left = 0
+        self._overhead = 0
+        self._fields: list[Field] = []
+        self._trailer_bytes = 0
+        self.done = False
+
+    def _refuse(self, text: str) -> MessageRefused:
+        return MessageRefused(self._status, text)
+
+    def _line(self, buffer: bytearray) -> bytes | None:
+        """Take one line that ends in exactly CRLF, or None where it is not whole yet."""
+        end = buffer.find(b"\n", 0, MAX_LINE + 2)
+        if end < 0:
+            if len(buffer) > MAX_LINE + 1:
+                raise self._refuse("a line of the chunked body is too long")
+            bare = buffer.find(b"\r")
+            if 0 <= bare < len(buffer) - 1:
+                raise self._refuse("a bare CR in the chunked body")
+            return None
+        if end == 0 or buffer[end - 1] != 13:
+            raise self._refuse("a bare LF in the chunked body")
+        line = bytes(buffer[: end - 1])
+        del buffer[: end + 1]
+        return line
+
+    def decode(self, buffer: bytearray) -> list[Data | Trailers | End]:
+        """Take what can be decoded out of the buffer, up to the message's end.
+
+        Raises:
+          MessageRefused: the coding is broken. What came before was lost to this call only if it
+            raised at once; otherwise it is returned and the next call raises.
+        """
+        events: list[Data | Trailers | End] = []
+        try:
+            while not self.done and self._step(buffer, events):
+                pass
+        except MessageRefused:
+            if not events:
+                raise
+        return events
+
+    def _step(self, buffer: bytearray, events: list[Data | Trailers | End]) -> bool:
+        state = self._state
+        if state == "data":
+            if not buffer:
+                return False
+            size = len(buffer)
+            if size <= self._left:
+                events.append(Data(bytes(buffer)))
+                buffer.clear()
+                self._left -= size
+            else:
+                events.append(Data(bytes(memoryview(buffer)[: self._left])))
+                del buffer[: self._left]
+                self._left = 0
+            if not self._left:
+                self._state = "data end"
+            return bool(buffer)
+        if state == "data end":
+            if (buffer and buffer[0] != 13) or (len(buffer) > 1 and buffer[1] != 10):
+                raise self._refuse("chunk data does not end where its size says")
+            if len(buffer) < 2:
+                return False
+            del buffer[:2]
+            self._state = "size"
+            return True
+        if state == "size":
+            self._peek_size(buffer)
+            line = self._line(buffer)
+            if line is None:
+                return False
+            self._start_chunk(line)
+            return True
+        return self._trailer(buffer, events)
+
+    def _peek_size(self, buffer: bytearray) -> None:
+        """Refuse a line that cannot become a size before it is whole."""
+        if buffer and buffer[0] not in b"0123456789abcdefABCDEF":
+            raise self._refuse("malformed chunk size")
+
+    def _start_chunk(self, line: bytes) -> None:
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise self._refuse("malformed chunk size or extension")
+        digits = match[1].lstrip(b"0")
+        if len(digits) > 16 or (size := int(digits or b"0", 16)) > 2**63 - 1:
+            raise self._refuse("a chunk is too large")
+        self._overhead += len(line) - len(digits)
+        if self._overhead > MAX_OVERHEAD:
+            raise self._refuse("too many framing bytes in the chunked body")
+        self._left = size
+        self._state = "data" if size else "trailers"
+
+    def _trailer(self, buffer: bytearray, events: list[Data | Trailers | End]) -> bool:
+        before = len(buffer)
+        line = self._line(buffer)
+        if line is None:
+            if self._trailer_bytes + before > MAX_TRAILER_BYTES:
+                raise self._refuse("the trailer section is too large")
+            return False
+        self._trailer_bytes += before - len(buffer)
+        if not line:
+            if self._fields:
+                events.append(Trailers(Headers.trusted(self._fields)))
+            events.append(END)
+            self.done = True
+            return False
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            raise self._refuse("malformed trailer field")
+        self._fields.append((match[1].lower(), match[1], match[2]))
+        if len(self._fields) > MAX_TRAILER_FIELDS or self._trailer_bytes > MAX_TRAILER_BYTES:
+            raise self._refuse("the trailer section is too large")
+        return True

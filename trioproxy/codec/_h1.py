@@ -1,0 +1,491 @@
+"""HTTP/1 as bytes in, events out: heads by h11, bodies by hand, strictness in front of both.
+
+A codec is fed raw bytes and gives the events of one message at a time. The raw head is searched for
+what h11 lets pass (bare line ends, controls, folds) before h11 sees it; h11 then gets exactly one
+complete head through a connection of its own, and nothing else. Another head parser takes the
+place of `parse_request_head` and `parse_response_head`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import h11
+
+from .._headers import Field
+from .._messages import END, Data, RequestEvent, ResponseEvent, ResponseHeader
+from ..semantics._framing import HeadLimits as HeadLimits
+from ..semantics._framing import MessageRefused, check_request, check_response
+from ._chunked import ChunkedDecoder
+
+#: Informational responses to one request (row U1-06).
+MAX_INFORMATIONAL = 32
+
+# Bare LF, bare CR, controls other than HTAB, and a line that starts with a blank.
+_BAD_RAW = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r\n[ \t]")
+# The same without what a response may have: folds.
+_BAD_RESPONSE = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_BAD_PARTIAL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
+_BLANK_BEFORE_COLON = re.compile(rb"(\r\n[^:\r\n \t]+)[ \t]+:")
+_REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
+_VERSION_LIKE = re.compile(rb"[^ ]+ [^ ]+ HTTP/([0-9]\.[0-9])")
+
+
+class IncompleteMessage(Exception):
+    """The other party ended its side in the middle of a message."""
+
+
+def _fields(event: h11.Request | h11.Response | h11.InformationalResponse) -> list[Field]:
+    headers = event.headers
+    return [
+        (name, raw, value)
+        for (name, value), (raw, _) in zip(headers, headers.raw_items(), strict=True)
+    ]
+
+
+def parse_request_head(block: bytes) -> tuple[bytes, bytes, bytes, list[Field]]:
+    """Return method, target, version and fields of one complete head, by h11.
+
+    Raises:
+      MessageRefused: 400, it is not one.
+    """
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(block) + 1)
+    try:
+        connection.receive_data(block)
+        event = connection.next_event()
+    except h11.RemoteProtocolError:
+        raise MessageRefused(400, "malformed request") from None
+    if type(event) is not h11.Request:
+        raise MessageRefused(400, "malformed request")
+    return event.method, event.target, event.http_version, _fields(event)
+
+
+def parse_response_head(block: bytes) -> tuple[int, bytes, bytes, list[Field]]:
+    """Return status, reason, version and fields of one complete head, by h11.
+
+    Raises:
+      MessageRefused: 502, it is not one.
+    """
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(block) + 1)
+    try:
+        connection.receive_data(block)
+        event = connection.next_event()
+    except h11.RemoteProtocolError:
+        raise MessageRefused(502, "the response is malformed") from None
+    if type(event) is not h11.Response and type(event) is not h11.InformationalResponse:
+        raise MessageRefused(502, "the response is malformed")
+    return event.status_code, event.reason, event.http_version, _fields(event)
+
+
+class _Reader:
+    """The part that both directions share: the buffer, the end of a head, counted bodies."""
+
+    __slots__ = ("_chunked", "_limits", "_scanned", "_state", "buffer", "length_left")
+
+    def __init__(self, limits: HeadLimits) -> None:
+        self._limits = limits
+        self.buffer = bytearray()
+        self._scanned = 0
+        self._state = "head"
+        self.length_left = 0
+        self._chunked: ChunkedDecoder | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that were received; `events` decodes them."""
+        self.buffer += data
+
+    @property
+    def done(self) -> bool:
+        """Whether the current message is complete."""
+        return self._state == "done"
+
+    @property
+    def in_body(self) -> bool:
+        """Whether the head is complete and content is still to come."""
+        return self._state in ("length", "chunked", "close")
+
+    @property
+    def leftover(self) -> int:
+        """Bytes held that lie behind the current message's end."""
+        return len(self.buffer) if self._state == "done" else 0
+
+    def _take_head(self, bad: re.Pattern[bytes], status: int) -> bytes | None:
+        """Take one whole head off the buffer, or None; what is bad is refused at once."""
+        buffer = self.buffer
+        start = max(0, self._scanned - 3)
+        end = buffer.find(b"\r\n\r\n", start)
+        limit = self._limits.max_bytes
+        if end < 0:
+            match = _BAD_PARTIAL.search(buffer, start)
+            if match is not None:
+                raise MessageRefused(status, "a bare line end or a control in the head")
+            if len(buffer) > limit:
+                raise MessageRefused(431 if status == 400 else 502, "the head is too large")
+            self._scanned = len(buffer)
+            return None
+        if end + 4 > limit:
+            raise MessageRefused(431 if status == 400 else 502, "the head is too large")
+        block = bytes(memoryview(buffer)[: end + 4])
+        if bad.search(block):
+            raise MessageRefused(status, "a bare line end, a fold or a control in the head")
+        del buffer[: end + 4]
+        self._scanned = 0
+        return block
+
+    def _take_length(self) -> Data | None:
+        """Take content that is counted by its Content-Length, without a copy where possible."""
+        buffer = self.buffer
+        size = len(buffer)
+        if not size:
+            return None
+        left = self.length_left
+        if size <= left:
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(memoryview(buffer)[:left])
+            del buffer[:left]
+        self.length_left = left = left - len(data)
+        if not left:
+            self._state = "done"
+        return Data(data, not left)
+
+
+class RequestReader(_Reader):
+    """The server's side: one request after the other."""
+
+    __slots__ = ("_blank_lines", "_body_bytes", "_direct", "_max_body", "_scheme")
+
+    def __init__(
+        self,
+        limits: HeadLimits,
+        scheme: str = "http",
+        max_body_bytes: int | None = None,
+    ) -> None:
+        """Start before the first request.
+
+        Args:
+          limits: Bounds on heads.
+          scheme: ``"https"`` where the connection is TLS.
+          max_body_bytes: Bound on content (row R-03), or None.
+        """
+        super().__init__(limits)
+        self._scheme = scheme
+        self._max_body = max_body_bytes
+        self._body_bytes = 0
+        self._blank_lines = 0
+        self._direct: Data | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether any byte of the current head was seen."""
+        return self._state == "head" and bool(self.buffer or self._blank_lines)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes; content of a counted body is passed on as the object it came in."""
+        if self._state == "length" and not self.buffer and len(data) <= self.length_left:
+            if self._direct is None:
+                self.length_left -= len(data)
+                if not self.length_left:
+                    self._state = "last"
+                self._direct = Data(data, not self.length_left)
+                return
+            self.buffer += self._direct.data  # two feeds without events(): join them again
+            self.length_left += len(self._direct.data)
+            self._direct = None
+        self.buffer += data
+
+    def events(self) -> list[RequestEvent]:
+        """Return everything decodable of the current message, in order.
+
+        Raises:
+          MessageRefused: the request is refused; what came before it was returned already.
+        """
+        if self._direct is not None:
+            event, self._direct = self._direct, None
+            if self._state == "last":
+                self._state = "done"
+            self._count(event)
+            return [event]
+        state = self._state
+        if state == "head":
+            return self._head()
+        if state == "length":
+            data = self._take_length()
+            if data is None:
+                return []
+            self._count(data)
+            return [data]
+        if state == "chunked":
+            return self._chunks()
+        return []
+
+    def _count(self, data: Data) -> None:
+        self._body_bytes += len(data.data)
+        if self._max_body is not None and self._body_bytes > self._max_body:
+            raise MessageRefused(413, "the request's content is too large")
+
+    def _chunks(self) -> list[RequestEvent]:
+        decoder = self._chunked
+        assert decoder is not None
+        events: list[RequestEvent] = list(decoder.decode(self.buffer))
+        for event in events:
+            if type(event) is Data:
+                self._count(event)
+        if decoder.done:
+            self._state = "done"
+        return events
+
+    def _head(self) -> list[RequestEvent]:
+        buffer = self.buffer
+        while buffer[:1] == b"\r" or buffer[:1] == b"\n":
+            if buffer[0] == 10 or (len(buffer) > 1 and buffer[1] != 10):
+                raise MessageRefused(400, "a bare line end before the request line")
+            if len(buffer) < 2:
+                return []
+            self._blank_lines += 1
+            if self._blank_lines > 2:
+                raise MessageRefused(400, "empty lines before the request line")
+            del buffer[:2]
+            self._scanned = 0
+        if not buffer:
+            return []
+        self._check_early()
+        block = self._take_head(_BAD_RAW, 400)
+        if block is None:
+            return []
+        line = block[: block.index(b"\r\n")]
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            raise MessageRefused(400, "malformed request line")
+        if len(match[2]) > self._limits.max_target_bytes:
+            raise MessageRefused(414, "the request target is too long")
+        if match[3] != b"1" or match[4] not in b"01":
+            raise MessageRefused(505, "HTTP/1.0 and HTTP/1.1 are spoken here")
+        if block.count(b"\r\n") - 2 > self._limits.max_fields:
+            raise MessageRefused(431, "too many header fields")
+        method, target, version, fields = parse_request_head(block)
+        head = check_request(method, target, version, fields, self._limits, scheme=self._scheme)
+        facts = head.facts
+        assert facts is not None
+        if facts.chunked:
+            self._state = "chunked"
+            self._chunked = ChunkedDecoder()
+            return [head, *self._chunks_after_head()]
+        if facts.content_length:
+            if self._max_body is not None and facts.content_length > self._max_body:
+                raise MessageRefused(413, "the request's content is too large")
+            self.length_left = facts.content_length
+            self._state = "length"
+            data = self._take_length()
+            return [head] if data is None else [head, data]
+        self._state = "done"
+        return [head, END]
+
+    def _chunks_after_head(self) -> list[RequestEvent]:
+        """Return the first chunks; a mistake in them is told by the next call, or by none."""
+        try:
+            return self._chunks()
+        except MessageRefused as exc:
+            if exc.status == 413:
+                raise  # nothing of the request went on yet
+            self._chunked = _Broken(exc)
+            self._state = "chunked"
+            return []
+
+    def _check_early(self) -> None:
+        """Refuse what cannot become a request before its head is whole (rows H1-35, R-02)."""
+        buffer = self.buffer
+        if self._scanned:
+            if b"\r\n" not in buffer and len(buffer) > self._limits.max_target_bytes + 64:
+                raise MessageRefused(414, "the request target is too long")
+            return
+        if buffer[0] == 0x16:
+            raise MessageRefused(400, "a TLS handshake on a cleartext port")
+        if buffer[0] in b" \t":
+            raise MessageRefused(400, "malformed request line")
+        end = buffer.find(b"\r\n")
+        if end >= 0 and _REQUEST_LINE.fullmatch(bytes(buffer[:end])) is None:
+            raise MessageRefused(400, "malformed request line")
+        if end > 0 and buffer[:3] == b"PRI" and _VERSION_LIKE.fullmatch(bytes(buffer[:end])):
+            raise MessageRefused(505, "HTTP/2 is not spoken here")
+        if end < 0 and len(buffer) > self._limits.max_target_bytes + 64:
+            raise MessageRefused(414, "the request target is too long")
+
+    def next_message(self) -> None:
+        """Go on to the next request; the current one must be done."""
+        if self._state != "done":
+            raise RuntimeError("the current request is not complete")
+        self._state = "head"
+        self._scanned = 0
+        self._blank_lines = 0
+        self._body_bytes = 0
+        self._chunked = None
+
+    def take_leftover(self) -> bytes:
+        """Take the bytes that lie behind the current message."""
+        data = bytes(self.buffer)
+        self.buffer.clear()
+        return data
+
+
+class _Broken(ChunkedDecoder):
+    """Stands in for a decoder whose mistake is still to be told."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: MessageRefused) -> None:
+        super().__init__()
+        self._error = error
+
+    def decode(self, buffer: bytearray) -> list[object]:  # type: ignore[override]
+        raise self._error
+
+
+class ResponseReader(_Reader):
+    """The client's side: the response to one request after the other."""
+
+    __slots__ = ("_direct", "_informational", "_method", "keep_alive")
+
+    def __init__(self, limits: HeadLimits) -> None:
+        """Start idle: bytes that come before `expect` are never parsed."""
+        super().__init__(limits)
+        self._state = "done"
+        self._method = "GET"
+        self._informational = 0
+        self._direct: Data | None = None
+        #: Whether the response allows another exchange on its connection.
+        self.keep_alive = True
+
+    def expect(self, method: str) -> None:
+        """Start the response to a request of this method."""
+        if self._state != "done":
+            raise RuntimeError("the current response is not complete")
+        self._method = method
+        self._state = "head"
+        self._scanned = 0
+        self._informational = 0
+        self._chunked = None
+        self.keep_alive = True
+
+    @property
+    def waiting_head_started(self) -> bool:
+        """Whether any byte of the response was seen while its head is not complete."""
+        return self._state == "head" and bool(self.buffer or self._informational)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes; content is passed on as the object it came in where that is possible."""
+        state = self._state
+        if self._direct is None and not self.buffer:
+            if state == "length" and len(data) <= self.length_left:
+                self.length_left -= len(data)
+                if not self.length_left:
+                    self._state = "last"
+                self._direct = Data(data, not self.length_left)
+                return
+            if state == "close":
+                self._direct = Data(data)
+                return
+        elif self._direct is not None:  # two feeds without events(): join them again
+            self.buffer += self._direct.data
+            if state in ("length", "last"):
+                self.length_left += len(self._direct.data)
+                self._state = "length"
+            self._direct = None
+        self.buffer += data
+
+    def events(self) -> list[ResponseEvent]:
+        """Return everything decodable of the current response, in order.
+
+        Raises:
+          MessageRefused: 502, the response cannot be trusted.
+        """
+        if self._direct is not None:
+            direct, self._direct = self._direct, None
+            if self._state == "last":
+                self._state = "done"
+            return [direct]
+        events: list[ResponseEvent] = []
+        while self._state == "head":
+            head = self._head()
+            if head is None:
+                return events
+            events.append(head)
+        state = self._state
+        if state == "length":
+            data = self._take_length()
+            if data is not None:
+                events.append(data)
+        elif state == "chunked":
+            decoder = self._chunked
+            assert decoder is not None
+            try:
+                events += decoder.decode(self.buffer)
+            except MessageRefused:
+                if not events:
+                    raise
+            if decoder.done:
+                self._state = "done"
+        elif state == "close" and self.buffer:
+            events.append(Data(bytes(self.buffer)))
+            self.buffer.clear()
+        elif state == "done" and events:
+            events.append(END)
+        return events
+
+    def _head(self) -> ResponseHeader | None:
+        if self.buffer and self.buffer[0] in b"\r\n":
+            raise MessageRefused(502, "an empty line before the status line")
+        block = self._take_head(_BAD_RESPONSE, 502)
+        if block is None:
+            return None
+        if b"\r\n " in block or b"\r\n\t" in block:
+            block = _FOLD.sub(b" ", block)
+        if b" :" in block or b"\t:" in block:
+            block = _BLANK_BEFORE_COLON.sub(rb"\1:", block)
+        if block.count(b"\r\n") - 2 > self._limits.max_fields:
+            raise MessageRefused(502, "the response has too many header fields")
+        status, reason, version, fields = parse_response_head(block)
+        head = check_response(status, reason, version, fields, self._limits, self._method)
+        facts = head.facts
+        assert facts is not None
+        if status < 200:
+            if status == 101:
+                raise MessageRefused(502, "the origin switches protocols without an offer")
+            self._informational += 1
+            if self._informational > MAX_INFORMATIONAL:
+                raise MessageRefused(502, "too many informational responses")
+            return head
+        self.keep_alive = not (
+            facts.close
+            or facts.poisoned
+            or facts.until_close
+            or (version == b"1.0" and not facts.keep_alive)
+        )
+        if not facts.has_body:
+            self._state = "done"
+        elif facts.chunked:
+            self._state = "chunked"
+            self._chunked = ChunkedDecoder(502)
+        elif facts.content_length is not None:
+            self._state = "length"
+            self.length_left = facts.content_length
+        else:
+            self._state = "close"
+        return head
+
+    def eof(self) -> list[ResponseEvent]:
+        """Take the end of input: a body that ends with the connection is whole.
+
+        Raises:
+          IncompleteMessage: the response was cut.
+        """
+        if self._state == "close":
+            self._state = "done"
+            return [END]
+        if self._state == "done":
+            return []
+        raise IncompleteMessage(
+            "in the middle of a response's content" if self.in_body else "before a whole response"
+        )

@@ -1,0 +1,1 @@
+"""The trait, the session and the engine that runs one exchange after another."""

@@ -1,0 +1,134 @@
+"""The client's request body as the engine reads it: once from the wire, again for every attempt."""
+
+from __future__ import annotations
+
+from .._errors import ErrorType, ProxyError
+from .._messages import END, Data, End, RequestEvent, Trailers
+from ..streams._abc import DownstreamStream
+
+#: Raw bytes kept for a second attempt; one byte more and the body cannot be replayed (Pingora).
+RETRY_BUFFER = 65536
+
+BodyEvent = Data | Trailers | End
+
+
+class RequestBody:
+    """The raw body of one request, with the replay buffer in front of it.
+
+    What was read stays in the buffer up to `RETRY_BUFFER` bytes, so that every attempt (and the
+    first one, where a filter read before it) sees the body from its start. The buffer keeps the
+    received objects themselves and copies nothing unless it is replayed.
+    """
+
+    __slots__ = (
+        "_kept",
+        "_pending",
+        "_replay",
+        "_size",
+        "_stream",
+        "_trailers",
+        "bytes_read",
+        "done",
+        "expected",
+        "truncated",
+    )
+
+    def __init__(
+        self, stream: DownstreamStream, expected: bool, pending: list[RequestEvent]
+    ) -> None:
+        self._stream = stream
+        #: Whether the request has a body at all.
+        self.expected = expected
+        #: Whether its end was read from the stream.
+        self.done = not expected
+        #: Payload bytes read from the stream.
+        self.bytes_read = 0
+        #: Whether more was read than the buffer keeps.
+        self.truncated = False
+        self._pending: list[BodyEvent] = pending if expected else []  # type: ignore[assignment]
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._trailers: Trailers | None = None
+        self._replay = False
+
+    @property
+    def complete_and_pending(self) -> bool:
+        """Whether the whole body lies decoded before us, none of it read yet."""
+        pending = self._pending
+        return bool(pending) and not self.bytes_read and _ends(pending[-1])
+
+    @property
+    def readable_now(self) -> bool:
+        """Whether `next_batch` has something without waiting for the client."""
+        return bool(self._pending) or (self._replay and (bool(self._kept) or self.done))
+
+    def start_attempt(self) -> None:
+        """Begin from the start of the body again.
+
+        Raises:
+          ProxyError: more was read than the buffer keeps.
+        """
+        if not self.bytes_read and not (self.done and self.expected):
+            return
+        if self.truncated:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                f"more than {RETRY_BUFFER} bytes of the request's body were read already, "
+                "which is more than can be sent again",
+            ).into_in()
+        self._replay = True
+
+    async def next_batch(self) -> list[BodyEvent]:
+        """Return the next events: the replayed ones first, as one chunk, then live ones."""
+        if self._replay:
+            self._replay = False
+            batch: list[BodyEvent] = []
+            whole = self.done and self._trailers is None
+            if self._kept:
+                batch.append(Data(b"".join(self._kept), whole))
+            elif whole:
+                batch.append(END)
+            if self.done and self._trailers is not None:
+                batch += (self._trailers, END)
+            if batch:
+                return batch
+        return await self._read()
+
+    async def _read(self) -> list[BodyEvent]:
+        batch = self._pending
+        if batch:
+            self._pending = []
+        else:
+            batch = await self._stream.receive_batch()  # type: ignore[assignment]
+        for event in batch:
+            kind = type(event)
+            if kind is Data:
+                data = event.data  # type: ignore[union-attr]
+                self.bytes_read += len(data)
+                if not self.truncated:
+                    self._size += len(data)
+                    if self._size > RETRY_BUFFER:
+                        self.truncated = True
+                        self._kept = []
+                    else:
+                        self._kept.append(data)
+                if event.end:  # type: ignore[union-attr]
+                    self.done = True
+            elif kind is Trailers:
+                self._trailers = event  # type: ignore[assignment]
+            else:
+                self.done = True
+        return batch
+
+    async def read(self) -> bytes | None:
+        """Return the next raw bytes for a filter that reads by itself, or None at the end."""
+        while not self.done:
+            batch = await self._read()
+            data = b"".join([event.data for event in batch if type(event) is Data])
+            if data:
+                return data
+        return None
+
+
+def _ends(event: BodyEvent) -> bool:
+    return event is END or (type(event) is Data and event.end)

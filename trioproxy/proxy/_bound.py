@@ -1,0 +1,61 @@
+"""The callbacks of one proxy object, bound once: None for whatever it does not override."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from ._filters import ProxyHttp
+from ._plan import plan_of
+
+Callback = Callable[..., Any]
+
+
+@attrs.define(eq=False)
+class Filters:
+    """What the engine calls; an idle callback costs one comparison with None."""
+
+    new_ctx: Callback
+    upstream_peer: Callback
+    fail_to_proxy: Callback
+    error_while_proxy: Callback
+    request_summary: Callback
+    early_request_filter: Callback | None = None
+    request_filter: Callback | None = None
+    proxy_upstream_filter: Callback | None = None
+    connected_to_upstream: Callback | None = None
+    fail_to_connect: Callback | None = None
+    upstream_request_filter: Callback | None = None
+    request_body_filter: Callback | None = None
+    upstream_response_filter: Callback | None = None
+    upstream_response_body_filter: Callback | None = None
+    upstream_response_body_filter_is_async: bool = False
+    upstream_response_trailer_filter: Callback | None = None
+    response_filter: Callback | None = None
+    response_body_filter: Callback | None = None
+    response_body_filter_is_async: bool = False
+    response_trailer_filter: Callback | None = None
+    suppress_error_log: Callback | None = None
+    logging: Callback | None = None
+
+    @classmethod
+    def bind(cls, proxy: ProxyHttp[Any]) -> Filters:
+        """Bind the callbacks that the proxy's class overrides."""
+        plan = plan_of(type(proxy))
+        bound: dict[str, Any] = {
+            "new_ctx": proxy.new_ctx,
+            "upstream_peer": proxy.upstream_peer,
+            "fail_to_proxy": proxy.fail_to_proxy,
+            "error_while_proxy": proxy.error_while_proxy,
+            "request_summary": proxy.request_summary,
+        }
+        for name in plan.overrides:
+            bound[name] = getattr(proxy, name)
+            if f"{name}_is_async" in _FIELDS:
+                bound[f"{name}_is_async"] = name in plan.is_async
+        return cls(**bound)
+
+
+_FIELDS = frozenset(field.name for field in attrs.fields(Filters))

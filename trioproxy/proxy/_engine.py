@@ -1,0 +1,429 @@
+"""One exchange, from its first head to ``logging``: the phases, the attempts, the single catch.
+
+Read `Engine.handle` from the top: the order of the calls is the order of the phases. It is the one
+place where an exchange's `Exception` stops, is logged and becomes an error response; ``Cancelled``
+and other `BaseException` pass. Nothing here knows which protocol either side speaks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+
+from .._clock import wall_time
+from .._config import ServerConf
+from .._errors import ErrorType, ProxyError, RetryType
+from .._info import Digest
+from .._messages import RequestHeader, ResponseHeader
+from .._peer import HttpPeer
+from ..semantics._forwarding import to_upstream
+from ..streams._abc import DownstreamStream, UpstreamStream
+from ..upstream._pool import Pool
+from ._bound import Filters
+from ._failure import as_proxy_error
+from ._filters import FailToProxy, ProxyHttp
+from ._pump import Exchange, run_exchange
+from ._record import ExchangeRecord
+from ._session import Session
+
+# RFC 9110 section 9.2.2
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+@attrs.define(eq=False)
+class Services:
+    """What the sessions of one server share."""
+
+    conf: ServerConf
+    pool: Pool
+    filters: Filters
+    log: logging.Logger
+    #: Called with a record of every exchange, or None where nobody wants one.
+    on_record: Callable[[ExchangeRecord], None] | None = None
+    draining: bool = False
+    sessions: int = 0
+    sessions_total: int = 0
+    retries: int = 0
+
+    def summary(self, session: Session) -> str:
+        """Return the built-in summary of a session's request."""
+        return ProxyHttp.request_summary(_NOBODY, session, None)
+
+
+class _Nobody(ProxyHttp[None]):
+    """Lends the built-in `request_summary` where a user's own has failed."""
+
+    def new_ctx(self) -> None:
+        return None
+
+    async def upstream_peer(self, session: Session, ctx: None) -> HttpPeer:
+        raise ProxyError.explain(ErrorType.InternalError, "this proxy has no peer")
+
+
+_NOBODY = _Nobody()
+
+
+class Engine:
+    """Runs the exchanges of one proxy object."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._filters = services.filters
+        self._conf = services.conf
+
+    async def handle(self, stream: DownstreamStream) -> None:
+        """Run one exchange; never raises an `Exception` of its callbacks.
+
+        The session runs in a nursery of its own, which the client's departure cancels.
+        """
+        batch = await stream.receive_batch()
+        request = batch[0]
+        assert isinstance(request, RequestHeader)
+        services = self._services
+        session = Session(services, stream, request, batch[1:])
+        services.sessions += 1
+        services.sessions_total += 1
+        ctx: Any = None
+        over = False
+        try:
+            if services.sessions > self._conf.max_sessions:
+                await self._shed(session)
+                over = True
+                return
+            try:
+                session.phase = "new_ctx"
+                ctx = self._filters.new_ctx()
+            except Exception as exc:  # no context, so no other callback can run
+                session.error = as_proxy_error(exc, session)
+                over = True
+                await self._answer_plainly(session, 500)
+                return
+            try:
+                async with trio.open_nursery() as nursery:
+                    stream.watch(nursery.cancel_scope)
+                    session.error = await self._run(session, ctx, nursery)
+                    stream.unwatch()
+                left = nursery.cancel_scope.cancelled_caught
+            except Exception as exc:  # a callback's group that mixed errors with Cancelled
+                session.error = as_proxy_error(exc, session)
+                left = True
+            if left:
+                await self._client_left(session, ctx)
+            over = True
+            await self._log(session, ctx)
+        finally:
+            services.sessions -= 1
+            if not over:
+                session.error = ProxyError.explain(
+                    ErrorType.Custom("Cancelled"), "the session was cancelled"
+                ).into_in()
+                await self._log(session, ctx)
+            if services.on_record is not None:
+                services.on_record(self._record(session))
+            await stream.aclose()
+
+    # -- before the upstream ---------------------------------------------------------------------
+
+    async def _run(self, session: Session, ctx: Any, nursery: trio.Nursery) -> ProxyError | None:
+        """Run every phase up to the response's end; return the error that is left."""
+        filters = self._filters
+        try:
+            if filters.early_request_filter is not None:
+                session.phase = "early_request_filter"
+                await filters.early_request_filter(session, ctx)
+            if filters.request_filter is not None:
+                session.phase = "request_filter"
+                if await filters.request_filter(session, ctx):
+                    return await self._answered(session)
+            if filters.proxy_upstream_filter is not None:
+                session.phase = "proxy_upstream_filter"
+                if not await filters.proxy_upstream_filter(session, ctx):
+                    return await self._declined(session)
+        except Exception as exc:  # the single catch, first half: before a peer was chosen
+            error = as_proxy_error(exc, session)
+            await self._fail(session, ctx, error, before_upstream=True)
+            return error
+        error_left = await self._attempts(session, ctx, nursery)
+        if error_left is not None:
+            session.downstream_session.keepalive = None
+            await self._fail(session, ctx, error_left, before_upstream=False)
+        return error_left
+
+    async def _answered(self, session: Session) -> ProxyError | None:
+        """End a request that `request_filter` says it answered (decision 8 where it did not)."""
+        if not session.response_started():
+            self._services.log.error(
+                "request_filter returned True and answered nothing: %s", self._summary(session)
+            )
+            await session.respond_error(500)
+        else:
+            await session.finish()
+        return None
+
+    async def _declined(self, session: Session) -> ProxyError | None:
+        """End a request that `proxy_upstream_filter` keeps from going on."""
+        if session.response_started():
+            await session.finish()
+        else:
+            head = ResponseHeader(
+                502,
+                [
+                    ("Server", self._conf.server_name),
+                    ("Content-Length", "0"),
+                    ("Cache-Control", "private, no-store"),
+                ],
+            )
+            await session.write_response_header(head, end_of_stream=True)
+        return None
+
+    # -- the attempts ----------------------------------------------------------------------------
+
+    async def _attempts(
+        self, session: Session, ctx: Any, nursery: trio.Nursery
+    ) -> ProxyError | None:
+        """Try until an attempt succeeds or its error is not to be retried."""
+        fresh = False
+        error: ProxyError | None = None
+        for _ in range(self._conf.max_attempts):
+            error = await self._attempt(session, ctx, nursery, fresh=fresh)
+            if error is None:
+                return None
+            if (
+                session.response_started()
+                or session.retry_buffer_truncated()
+                or not error.will_retry()
+            ):
+                return error
+            fresh = session.upstream is not None and session.upstream.reused
+            self._services.retries += 1
+            self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
+        return error
+
+    async def _attempt(
+        self, session: Session, ctx: Any, nursery: trio.Nursery, *, fresh: bool
+    ) -> ProxyError | None:
+        """Choose a peer, get a connection and carry the exchange over it."""
+        filters = self._filters
+        session.upstream = None
+        try:
+            session.phase = "upstream_peer"
+            peer: HttpPeer = await filters.upstream_peer(session, ctx)
+        except Exception as exc:  # that attempt's error; its own retry mark decides
+            return as_proxy_error(exc, session)
+        session.peer_name = peer.name
+        try:
+            lease = await self._services.pool.lease(peer, fresh=fresh)
+        except ProxyError as exc:
+            return self._connect_failed(session, ctx, peer, exc)
+        upstream = session.upstream = lease.stream
+        session.held = (peer, upstream.reused)
+        try:
+            await self._carry(session, ctx, nursery, peer, upstream)
+        except Exception as exc:  # the single catch, second half: this attempt's fate
+            error = as_proxy_error(exc, session)
+        else:
+            session.held = None
+            return None
+        finally:
+            lease.release()
+        error = self._error_while_proxy(session, ctx, peer, upstream, error)
+        session.held = None
+        return error
+
+    async def _carry(
+        self,
+        session: Session,
+        ctx: Any,
+        nursery: trio.Nursery,
+        peer: HttpPeer,
+        upstream: UpstreamStream,
+    ) -> None:
+        filters, conf, options = self._filters, self._conf, peer.options
+        read_timeout, write_timeout = options.read_timeout, options.write_timeout
+        upstream.read_timeout = conf.read_timeout if read_timeout is None else read_timeout
+        upstream.write_timeout = conf.write_timeout if write_timeout is None else write_timeout
+        if filters.connected_to_upstream is not None:
+            session.phase = "connected_to_upstream"
+            await filters.connected_to_upstream(
+                session,
+                upstream.reused,
+                peer,
+                upstream.fileno(),
+                Digest.of(upstream.info),
+                ctx,
+            )
+        request = to_upstream(session.req_header())
+        if filters.upstream_request_filter is not None:
+            session.phase = "upstream_request_filter"
+            await filters.upstream_request_filter(session, request, ctx)
+        await run_exchange(Exchange(session, filters, ctx, upstream, request), nursery)
+
+    def _connect_failed(
+        self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError
+    ) -> ProxyError:
+        error.as_up()
+        callback = self._filters.fail_to_connect
+        if callback is not None:
+            session.phase = "fail_to_connect"
+            try:
+                returned = callback(session, peer, ctx, error)
+            except Exception as exc:  # it may not fail: the error that was passed in stands
+                as_proxy_error(exc, session)
+            else:
+                if isinstance(returned, ProxyError):
+                    error = returned
+        error.decide_reuse(False)
+        error.as_up()
+        return error
+
+    def _error_while_proxy(
+        self,
+        session: Session,
+        ctx: Any,
+        peer: HttpPeer,
+        upstream: UpstreamStream,
+        error: ProxyError,
+    ) -> ProxyError:
+        if (
+            error.retry == RetryType.ReusedOnly
+            and upstream.anything_sent
+            and session.req_header().method not in _IDEMPOTENT
+        ):
+            error.set_retry(False)  # decision 3: never a second POST on a guess
+        return self._call_error_while_proxy(session, ctx, peer, error, upstream.reused)
+
+    def _call_error_while_proxy(
+        self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError, reused: bool
+    ) -> ProxyError:
+        session.phase = "error_while_proxy"
+        try:
+            returned = self._filters.error_while_proxy(peer, session, error, ctx, reused)
+        except Exception as exc:  # it may not fail: the error that was passed in stands
+            as_proxy_error(exc, session)
+        else:
+            if isinstance(returned, ProxyError):
+                error = returned
+        error.decide_reuse(reused and not session.retry_buffer_truncated())
+        return error
+
+    # -- errors and the end ----------------------------------------------------------------------
+
+    async def _fail(
+        self, session: Session, ctx: Any, error: ProxyError, *, before_upstream: bool
+    ) -> None:
+        """Give the request its error response, or its abort, and the log its line."""
+        session.phase = "fail_to_proxy"
+        try:
+            outcome: FailToProxy = await self._filters.fail_to_proxy(session, error, ctx)
+        except Exception as exc:  # it may not fail: a plain 500, and no reuse
+            as_proxy_error(exc, session)
+            outcome = FailToProxy(500, False)
+            await self._answer_plainly(session, 500)
+        if not (before_upstream and outcome.can_reuse_downstream):
+            session.downstream_session.keepalive = None
+        if session.response_started() and not session.response_finished() and before_upstream:
+            try:
+                await session.finish()
+            except ProxyError:
+                session.downstream_session.keepalive = None
+        if not self._suppressed(session, ctx, error):
+            self._services.log.error(
+                "Fail to proxy: %s, status: %d, %s",
+                error,
+                outcome.error_code,
+                self._summary(session, ctx),
+            )
+
+    async def _answer_plainly(self, session: Session, code: int) -> None:
+        try:
+            await session.respond_error(code)
+        except ProxyError:
+            session.downstream_session.keepalive = None
+
+    async def _shed(self, session: Session) -> None:
+        """Refuse a session beyond the limit (row R-05)."""
+        self._services.log.warning("max_sessions (%d) reached", self._conf.max_sessions)
+        head = ResponseHeader(
+            503,
+            [
+                ("Server", self._conf.server_name),
+                ("Content-Length", "0"),
+                ("Retry-After", "1"),
+                ("Cache-Control", "private, no-store"),
+            ],
+        )
+        try:
+            await session.write_error_response(head, b"")
+        except ProxyError:
+            session.downstream_session.keepalive = None
+
+    async def _client_left(self, session: Session, ctx: Any) -> None:
+        """Tell the callbacks that the client is gone (decision 43), shielded and bounded."""
+        stream = session.downstream_session
+        stream.keepalive = None
+        error = session.error or stream.departure
+        if error is None:
+            error = ProxyError.explain(ErrorType.ConnectionClosed, "the client left").into_down()
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + self._conf.logging_timeout
+        ):
+            if session.held is not None:
+                peer, reused = session.held
+                session.held = None
+                error = self._call_error_while_proxy(session, ctx, peer, error, reused)
+            await self._fail(session, ctx, error, before_upstream=False)
+        session.error = error
+
+    async def _log(self, session: Session, ctx: Any) -> None:
+        """Run ``logging``: last, once, shielded, with a deadline of its own (decision 29)."""
+        callback = self._filters.logging
+        if callback is None:
+            return
+        session.phase = "logging"
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + self._conf.logging_timeout
+        ):
+            try:
+                await callback(session, session.error, ctx)
+            except Exception as exc:  # it may not fail: ignored, but told
+                as_proxy_error(exc, session)
+
+    def _suppressed(self, session: Session, ctx: Any, error: ProxyError) -> bool:
+        callback = self._filters.suppress_error_log
+        if callback is None:
+            return False
+        session.phase = "suppress_error_log"
+        try:
+            return bool(callback(session, ctx, error))
+        except Exception as exc:  # it may not fail: the line is logged
+            as_proxy_error(exc, session)
+            return False
+
+    def _summary(self, session: Session, ctx: Any = None) -> str:
+        session.phase = "request_summary"
+        try:
+            return str(self._filters.request_summary(session, ctx))
+        except Exception as exc:  # it may not fail: the built-in text stands in
+            as_proxy_error(exc, session)
+            return self._services.summary(session)
+
+    def _record(self, session: Session) -> ExchangeRecord:
+        request = session.req_header()
+        response = session.response_written()
+        return ExchangeRecord(
+            client=session.client_addr(),
+            method=request.method,
+            target=request.target,
+            version=request.version,
+            status=response.status if response is not None else 0,
+            body_bytes_sent=session.body_bytes_sent(),
+            body_bytes_received=session.body_bytes_read(),
+            duration=trio.current_time() - session.started,
+            upstream=session.peer_name,
+            error=str(session.error) if session.error is not None else None,
+            started_at=wall_time() - (trio.current_time() - session.started),
+        )

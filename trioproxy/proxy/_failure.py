@@ -1,0 +1,34 @@
+"""From whatever was raised to the one error that matters, logged once with its traceback."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
+from .._util import unwrap
+
+if TYPE_CHECKING:
+    from ._session import Session
+
+log = logging.getLogger("trioproxy")
+
+
+def as_proxy_error(exc: BaseException, session: Session) -> ProxyError:
+    """Return the `ProxyError` for an exception that left a callback or a stream.
+
+    A `ProxyError` stays itself. Anything else is a mistake in a callback: it becomes an internal
+    error with the exception as its cause, and its traceback is logged here, once.
+    """
+    exc = unwrap(exc)
+    if isinstance(exc, ProxyError):
+        return exc
+    log.error(
+        "%s raised %s: %s", session.phase or "a callback", type(exc).__name__, exc, exc_info=exc
+    )
+    error = ProxyError.because(
+        ErrorType.InternalError, f"{session.phase or 'a callback'} raised an exception", exc
+    )
+    error.esource = ErrorSource.INTERNAL
+    error.retry = RetryType.Decided(False)
+    return error

@@ -1,0 +1,406 @@
+"""The way of a body, both directions, on one page.
+
+Towards the origin: ``RequestBody`` -> `request_body_filter` -> ``upstream.send``.
+Towards the client: ``upstream.receive_batch`` -> upstream filters (head, body, trailers) ->
+response filters (head, body, trailers) -> ``downstream.send``.
+
+The response pump is the body of the session's nursery; the request pump is a child, started only
+where a body is to flow. Backpressure is `send` itself: neither pump receives again before the other
+side has taken what the last batch became. A batch that became a head, data and an end leaves in one
+write. No filter is called that the trait does not override.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from .._errors import ErrorSource, ErrorType, ProxyError
+from .._headers import Headers
+from .._messages import (
+    END,
+    BodyChunk,
+    Data,
+    RequestHeader,
+    ResponseEvent,
+    ResponseHeader,
+    Trailers,
+)
+from ..semantics._forwarding import filter_trailers, strip_response
+from ..streams._abc import UpstreamStream
+from ._failure import as_proxy_error
+
+if TYPE_CHECKING:
+    from ._bound import Filters
+    from ._session import Session
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """One attempt: a session, the upstream stream it holds and what its two pumps tell each other."""
+
+    session: Session
+    filters: Filters
+    ctx: Any
+    upstream: UpstreamStream
+    request: RequestHeader
+    #: Cancelled by the request pump where the whole attempt has failed.
+    response_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    upload_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    upload_done: trio.Event = attrs.field(factory=trio.Event)
+    #: Why the upload failed on our or the client's side: fatal to the attempt.
+    upload_error: ProxyError | None = None
+    #: Why the origin no longer takes the upload: the response may still come (trait 10.5).
+    send_error: ProxyError | None = None
+
+
+async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> None:
+    """Carry one attempt's request and response to their ends.
+
+    Raises:
+      ProxyError: the attempt failed.
+      Exception: what a filter raised.
+    """
+    body = exchange.session.body
+    body.start_attempt()
+    if not body.expected:
+        await _send_without_body(exchange)
+        await pump_response(exchange)
+        return
+    if exchange.filters.request_body_filter is None and body.complete_and_pending:
+        # All of it is here and nobody wants to see it: one write, and no task for it.
+        await exchange.upstream.send(exchange.request, *await body.next_batch())
+        await pump_response(exchange)
+        return
+    nursery.start_soon(_upload, exchange)
+    failure: ProxyError | None = None
+    try:
+        with exchange.response_scope:
+            try:
+                await pump_response(exchange)
+            except ProxyError as exc:
+                failure = exc
+    finally:
+        # Neither connection may be given back while the request pump still runs.
+        exchange.upload_scope.cancel()
+    await exchange.upload_done.wait()
+    if exchange.upload_error is not None:
+        raise exchange.upload_error
+    if failure is not None:
+        if exchange.send_error is not None and failure.esource is ErrorSource.UPSTREAM:
+            raise exchange.send_error
+        raise failure
+
+
+# -- towards the origin --------------------------------------------------------------------------
+
+
+async def _send_without_body(exchange: Exchange) -> None:
+    """Send a request that has no body; its filter may give it one (decision 2)."""
+    request = exchange.request
+    body_filter = exchange.filters.request_body_filter
+    if body_filter is not None:
+        session = exchange.session
+        chunk = BodyChunk()
+        session.phase = "request_body_filter"
+        await body_filter(session, chunk, True, exchange.ctx)
+        if chunk.data:
+            await exchange.upstream.send(request)
+            await exchange.upstream.send(Data(chunk.data, True))
+            return
+    await exchange.upstream.send(request, END)
+
+
+async def _upload(exchange: Exchange) -> None:
+    """Run the request pump as a task: its failure is told, never raised."""
+    try:
+        with exchange.upload_scope:
+            await pump_request(exchange)
+    except Exception as exc:  # the attempt fails with it, in the task that owns the attempt
+        exchange.upload_error = as_proxy_error(exc, exchange.session)
+        exchange.response_scope.cancel()
+    finally:
+        exchange.upload_done.set()
+
+
+async def pump_request(exchange: Exchange) -> None:
+    """Carry the request, head first, from the client to the origin until its end."""
+    session, ctx, upstream = exchange.session, exchange.ctx, exchange.upstream
+    body = session.body
+    body_filter = exchange.filters.request_body_filter
+    declared = Declared.of(exchange.request.headers, "request_body_filter")
+    chunk = BodyChunk()
+    out: list[Any] = [exchange.request]
+    try:
+        # The head does not wait for a body that may wait for 100 Continue.
+        if not body.readable_now:
+            await upstream.send(*out)
+            out = []
+    except ProxyError as exc:
+        exchange.send_error = exc
+        return
+    ended = False
+    while not ended:
+        for event in await body.next_batch():
+            kind = type(event)
+            if kind is Trailers:
+                trailers = filter_trailers(event.headers)  # type: ignore[union-attr]
+                if body_filter is not None:
+                    chunk.put(None)
+                    await body_filter(session, chunk, True, ctx)
+                    if chunk.data:
+                        out.append(Data(chunk.data))
+                declared.finish()
+                out += (Trailers(trailers), END)
+                ended = True
+                break
+            last = event is END or event.end  # type: ignore[union-attr]
+            data: bytes | None = None if event is END else event.data  # type: ignore[union-attr]
+            if body_filter is not None:
+                chunk.data = data
+                await body_filter(session, chunk, last, ctx)
+                data = chunk.data
+                declared.count(data)
+                if last:
+                    declared.finish()
+                if data:
+                    out.append(Data(data, last))
+                elif last:
+                    out.append(END)
+            else:
+                out.append(event)
+            if last:
+                ended = True
+                break
+        if out:
+            try:
+                await upstream.send(*out)
+            except ProxyError as exc:
+                if exc.esource is not ErrorSource.UPSTREAM:
+                    raise
+                exchange.send_error = exc
+                return
+            out = []
+
+
+# -- towards the client --------------------------------------------------------------------------
+
+
+async def pump_response(exchange: Exchange) -> None:
+    """Carry the response from the origin to the client until its end."""
+    session, upstream, filters, ctx = (
+        exchange.session,
+        exchange.upstream,
+        exchange.filters,
+        exchange.ctx,
+    )
+    upstream_body_filter = filters.upstream_response_body_filter
+    body_filter = filters.response_body_filter
+    filtered = upstream_body_filter is not None or body_filter is not None
+    chunk = BodyChunk()
+    declared = Declared.none()
+    has_body = True
+    out: list[ResponseEvent] = []
+    while True:
+        for event in await upstream.receive_batch():
+            kind = type(event)
+            if kind is Data:
+                data: bytes | None = event.data  # type: ignore[union-attr]
+                upstream.body_bytes_received += len(data)  # type: ignore[arg-type]
+                if not filtered:
+                    if declared.changed:
+                        declared.count(data)
+                        if event.end:  # type: ignore[union-attr]
+                            declared.finish()
+                    out.append(event)
+                    if event.end:  # type: ignore[union-attr]
+                        await session.send_events(*out)
+                        return
+                    continue
+                last = event.end  # type: ignore[union-attr]
+                chunk.data = data
+                out = await _filter_chunk(exchange, chunk, last, out)
+                declared.count(chunk.data)
+                if last:
+                    declared.finish()
+                if chunk.data:
+                    out.append(Data(chunk.data, last))
+                elif last:
+                    out.append(END)
+                if last:
+                    await session.send_events(*out)
+                    return
+            elif kind is ResponseHeader:
+                head: ResponseHeader = event  # type: ignore[assignment]
+                strip_response(head)
+                length_as_received = head.headers.get_bytes(b"content-length")
+                if filters.upstream_response_filter is not None:
+                    session.phase = "upstream_response_filter"
+                    await filters.upstream_response_filter(session, head, ctx)
+                if filters.response_filter is not None:
+                    session.phase = "response_filter"
+                    await filters.response_filter(session, head, ctx)
+                if head.status < 200:
+                    if not session.ignores_info(head.status):
+                        out.append(head)
+                    continue
+                has_body = response_has_body(head, exchange.request.method, length_as_received)
+                if has_body:
+                    declared = Declared.of(
+                        head.headers,
+                        "response_body_filter"
+                        if body_filter is not None
+                        else "upstream_response_body_filter"
+                        if upstream_body_filter is not None
+                        else "response_filter",
+                    )
+                    declared.changed = filtered or (
+                        head.headers.get_bytes(b"content-length") != length_as_received
+                    )
+                out.append(head)
+            elif kind is Trailers:
+                if filtered and has_body:
+                    chunk.put(None)
+                    out = await _filter_chunk(exchange, chunk, True, out)
+                    declared.count(chunk.data)
+                    if chunk.data:
+                        out.append(Data(chunk.data))
+                await _end_with_trailers(exchange, event.headers, declared, out)  # type: ignore[union-attr]
+                return
+            else:
+                if filtered and has_body:
+                    chunk.put(None)
+                    out = await _filter_chunk(exchange, chunk, True, out)
+                    declared.count(chunk.data)
+                    if chunk.data:
+                        out.append(Data(chunk.data))
+                if declared.changed:
+                    declared.finish()
+                out.append(END)
+                await session.send_events(*out)
+                return
+        if out:
+            await session.send_events(*out)
+            out = []
+
+
+async def _filter_chunk(
+    exchange: Exchange, chunk: BodyChunk, last: bool, out: list[ResponseEvent]
+) -> list[ResponseEvent]:
+    """Run both body filters over a chunk; a delay sends what is due before it, then waits."""
+    session, filters, ctx = exchange.session, exchange.filters, exchange.ctx
+    body_filter = filters.upstream_response_body_filter
+    if body_filter is not None:
+        session.phase = "upstream_response_body_filter"
+        delay = body_filter(session, chunk, last, ctx)
+        if filters.upstream_response_body_filter_is_async:
+            delay = await delay
+        if delay:
+            out = await _delayed(session, out, delay)
+    body_filter = filters.response_body_filter
+    if body_filter is not None:
+        session.phase = "response_body_filter"
+        delay = body_filter(session, chunk, last, ctx)
+        if filters.response_body_filter_is_async:
+            delay = await delay
+        if delay:
+            out = await _delayed(session, out, delay)
+    return out
+
+
+async def _delayed(
+    session: Session, out: list[ResponseEvent], seconds: float
+) -> list[ResponseEvent]:
+    if out:
+        await session.send_events(*out)
+    await trio.sleep(seconds)
+    return []
+
+
+async def _end_with_trailers(
+    exchange: Exchange, trailers: Headers, declared: Declared, out: list[ResponseEvent]
+) -> None:
+    """Filter the trailers and end the response with them, or with the bytes that replace them."""
+    session, filters, ctx = exchange.session, exchange.filters, exchange.ctx
+    trailers = filter_trailers(trailers)
+    if filters.upstream_response_trailer_filter is not None:
+        session.phase = "upstream_response_trailer_filter"
+        filters.upstream_response_trailer_filter(session, trailers, ctx)
+    replacement: bytes | None = None
+    if filters.response_trailer_filter is not None:
+        session.phase = "response_trailer_filter"
+        received = trailers.copy()
+        try:
+            replacement = await filters.response_trailer_filter(session, trailers, ctx)
+        except Exception as exc:  # logged; the trailers go on unfiltered (Pingora)
+            as_proxy_error(exc, session)
+            trailers = received
+    declared.count(replacement)
+    if declared.changed:
+        declared.finish()
+    if replacement:
+        out.append(Data(replacement, True))
+    else:
+        out += (Trailers(trailers), END)
+    await session.send_events(*out)
+
+
+def response_has_body(head: ResponseHeader, method: str, length: bytes | None) -> bool:
+    """Tell whether a response has content as received (RFC 9112 section 6.3)."""
+    facts = head.facts
+    if facts is not None:
+        return facts.has_body
+    return not (method == "HEAD" or head.status in (204, 304) or length == b"0")
+
+
+@attrs.define(eq=False)
+class Declared:
+    """What a head says of its body's length, against what the filters make of it (decision 41)."""
+
+    length: int | None
+    culprit: str
+    remaining: int = 0
+    changed: bool = True
+
+    @classmethod
+    def none(cls) -> Declared:
+        """Return the count for a body without a declared length."""
+        return cls(None, "", 0, False)
+
+    @classmethod
+    def of(cls, headers: Headers, culprit: str) -> Declared:
+        """Return the count for a head; ``culprit`` is the filter to name."""
+        text = headers.get_bytes(b"content-length")
+        if text is None:
+            return cls(None, culprit)
+        if not text.isdigit():
+            raise ProxyError.explain(
+                ErrorType.InternalError, f"{culprit}: Content-Length is not a number: {text!r}"
+            ).into_in()
+        return cls(int(text), culprit, int(text))
+
+    def count(self, data: bytes | None) -> None:
+        """Count bytes that go out."""
+        if self.length is not None and data:
+            self.remaining -= len(data)
+            if self.remaining < 0:
+                self._mismatch("more")
+
+    def finish(self) -> None:
+        """Check the count at the end of the body."""
+        if self.length is not None and self.remaining > 0:
+            self._mismatch("fewer")
+
+    def _mismatch(self, which: str) -> None:
+        where = (
+            "upstream_request_filter"
+            if self.culprit == "request_body_filter"
+            else "response_filter"
+        )
+        raise ProxyError.explain(
+            ErrorType.InternalError,
+            f"{self.culprit} made {which} bytes than the Content-Length of {self.length} says; "
+            f"remove Content-Length in {where}, and the body is framed by itself",
+        ).into_in()

@@ -1,0 +1,374 @@
+"""What a filter sees of one request and its response, and what it may do to them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._errors import ErrorType, ProxyError
+from .._headers import Headers
+from .._messages import (
+    END,
+    Data,
+    RequestEvent,
+    RequestHeader,
+    ResponseEvent,
+    ResponseHeader,
+    Trailers,
+)
+from ..codec._h1_write import Framing, encode_request_head
+from ._body import RequestBody
+
+if TYPE_CHECKING:
+    from .._peer import HttpPeer
+    from ..streams._abc import DownstreamStream, UpstreamStream
+    from ._engine import Services
+
+
+class Session:
+    """One request and its response, as every callback gets it (Pingora's ``Session``).
+
+    Filters of the two directions run in two tasks. A callback without an ``await`` is atomic;
+    callbacks that await may interleave with those of the other direction at their own checkpoints.
+    There is no lock.
+    """
+
+    __slots__ = (
+        "_body",
+        "_body_bytes_sent",
+        "_continue_sent",
+        "_finished",
+        "_ignore_info",
+        "_request",
+        "_response",
+        "_services",
+        "downstream_session",
+        "error",
+        "held",
+        "ignore_downstream_range",
+        "peer_name",
+        "phase",
+        "started",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        services: Services,
+        stream: DownstreamStream,
+        request: RequestHeader,
+        pending: list[RequestEvent],
+    ) -> None:
+        self._services = services
+        #: The client's side of the exchange, a message stream.
+        self.downstream_session = stream
+        self._request = request
+        facts = request.facts
+        expected = facts.has_body if facts is not None else bool(pending and pending[0] is not END)
+        self._body = RequestBody(stream, expected, pending)
+        self._response: ResponseHeader | None = None
+        self._body_bytes_sent = 0
+        self._finished = False
+        self._continue_sent = False
+        self._ignore_info = False
+        self.started = trio.current_time()
+        self.phase = ""
+        self.error: ProxyError | None = None
+        #: The peer whose connection the running attempt holds, and whether it was reused.
+        self.held: tuple[HttpPeer, bool] | None = None
+        self.peer_name: str | None = None
+        self.upstream: UpstreamStream | None = None
+
+    def __repr__(self) -> str:
+        return f"<Session {self._request.method} {self._request.path!r} from {self.client_addr()}>"
+
+    # -- the request -----------------------------------------------------------------------------
+
+    def req_header(self) -> RequestHeader:
+        """Return the request's head; edits are seen by every later step."""
+        return self._request
+
+    def get_header(self, name: str | bytes) -> str | None:
+        """Return the first value of a request field, or None."""
+        return self._request.headers.get(name)
+
+    def get_header_bytes(self, name: str | bytes) -> bytes:
+        """Return the first value of a request field, or ``b""``."""
+        return self._request.headers.get_bytes(name) or b""
+
+    async def read_request_body(self) -> bytes | None:
+        """Return the next bytes of the request's body, or None when it is finished.
+
+        What a filter reads before the proxying starts is still proxied, as long as it fits the
+        replay buffer of 65,536 bytes; a body of which more was read cannot be sent on, and the
+        request then fails with an internal error. Where the client waits for
+        ``100 Continue``, it is sent (row H1-23).
+
+        Raises:
+          ProxyError: the client left, stalled, or its body is malformed.
+        """
+        facts = self._request.facts
+        if facts is not None and facts.expect_continue and not self._body.done:
+            await self.write_continue_response()
+        return await self._body.read()
+
+    async def drain_request_body(self) -> None:
+        """Read the request's body to its end and drop it, within the total drain timeout."""
+        with trio.move_on_after(self.downstream_session.drain_timeout) as scope:
+            while await self.read_request_body() is not None:
+                pass
+        if scope.cancelled_caught:
+            raise ProxyError.explain(
+                ErrorType.ReadTimedout, "draining the request's body"
+            ).into_down()
+
+    def is_body_done(self) -> bool:
+        """Tell whether the request's body was read to its end."""
+        return self._body.done
+
+    def is_body_empty(self) -> bool:
+        """Tell whether the request has no body, or one of length zero."""
+        return not self._body.expected
+
+    def body_bytes_read(self) -> int:
+        """Return the payload bytes of the request read so far."""
+        return self._body.bytes_read
+
+    def retry_buffer_truncated(self) -> bool:
+        """Tell whether more of the body was read than can be sent again (65,536 bytes)."""
+        return self._body.truncated
+
+    def is_upgrade_req(self) -> bool:
+        """Tell whether the request is HTTP/1.1 and has an Upgrade field."""
+        return self._request.version == "HTTP/1.1" and b"upgrade" in self._request.headers
+
+    def was_upgraded(self) -> bool:
+        """Tell whether the exchange became a tunnel."""
+        return False
+
+    def is_http2(self) -> bool:
+        """Tell whether the client speaks HTTP/2."""
+        return self._request.version == "HTTP/2"
+
+    def is_subrequest(self) -> bool:
+        """Tell whether the request was made by another request."""
+        return False
+
+    def is_custom(self) -> bool:
+        """Tell whether the client speaks a custom protocol."""
+        return False
+
+    def client_addr(self) -> str | None:
+        """Return the client's address as text (``127.0.0.1:5000``), None for unnamed sockets."""
+        return self.downstream_session.info.peer
+
+    def server_addr(self) -> str | None:
+        """Return the address the client connected to, as text."""
+        return self.downstream_session.info.local
+
+    def request_summary(self) -> str:
+        """Return the built-in one-line summary of the request, escaped for a log."""
+        return self._services.summary(self)
+
+    def to_h1_raw(self) -> bytes:
+        """Return the request's head as HTTP/1.1 bytes."""
+        return encode_request_head(self._request, Framing.NONE)
+
+    def as_downstream(self) -> DownstreamStream:
+        """Return the client's side of the exchange."""
+        return self.downstream_session
+
+    def is_process_shutting_down(self) -> bool:
+        """Tell whether the server is draining."""
+        return self._services.draining
+
+    # -- the response ----------------------------------------------------------------------------
+
+    def response_written(self) -> ResponseHeader | None:
+        """Return the last response head that was written, or None."""
+        return self._response
+
+    def response_started(self) -> bool:
+        """Tell whether a final response head went out: nothing can be retried any more."""
+        return self._response is not None and self._response.status >= 200
+
+    def response_finished(self) -> bool:
+        """Tell whether the response was written to its end."""
+        return self._finished
+
+    def body_bytes_sent(self) -> int:
+        """Return the payload bytes of the response written so far."""
+        return self._body_bytes_sent
+
+    async def write_response_header(
+        self, resp: ResponseHeader, end_of_stream: bool = False
+    ) -> None:
+        """Write a response head.
+
+        Informational heads may be written repeatedly before the final one; a second final head is
+        ignored with a warning.
+
+        Raises:
+          ProxyError: the client left.
+        """
+        if self.response_started():
+            self._services.log.warning(
+                "a second response head is ignored: %s", self.request_summary()
+            )
+            return
+        if end_of_stream:
+            await self.send_events(resp, END)
+        else:
+            await self.send_events(resp)
+
+    async def write_response_header_ref(
+        self, resp: ResponseHeader, end_of_stream: bool = False
+    ) -> None:
+        """Write a copy of a response head, so that later edits of it change nothing."""
+        await self.write_response_header(resp.copy(), end_of_stream)
+
+    async def write_response_body(self, data: bytes | None, end_of_stream: bool) -> None:
+        """Write a piece of the response's body; without data and end it does nothing.
+
+        Raises:
+          ProxyError: the client left; no head was written; or the body does not fit its
+            Content-Length.
+        """
+        if data:
+            await self.send_events(Data(bytes(data), end_of_stream))
+        elif end_of_stream and not self._finished:
+            await self.send_events(END)
+
+    async def write_response_trailers(self, trailers: Headers) -> None:
+        """Write the trailers and end the response; an HTTP/1.0 client gets the end alone."""
+        await self.send_events(Trailers(trailers), END)
+
+    async def respond_error(self, code: int) -> None:
+        """Answer with an empty canned response; see `respond_error_with_body`."""
+        await self.respond_error_with_body(code, b"")
+
+    async def respond_error_with_body(self, code: int, body: bytes) -> None:
+        """Answer with a canned head and a body, and close the connection afterwards.
+
+        Does nothing where a final response head is already out.
+        """
+        resp = ResponseHeader(
+            int(code),
+            [
+                ("Server", self._services.conf.server_name),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "private, no-store"),
+            ],
+        )
+        if body:
+            resp.headers.add("Content-Type", "text/plain; charset=utf-8")
+        await self.write_error_response(resp, body)
+
+    async def write_error_response(self, resp: ResponseHeader, body: bytes) -> None:
+        """Answer with your own head and a body, and close the connection afterwards."""
+        if self.response_started():
+            return
+        self.downstream_session.keepalive = None
+        if body:
+            await self.send_events(resp, Data(body, True))
+        else:
+            await self.send_events(resp, END)
+
+    async def write_continue_response(self) -> None:
+        """Send ``100 Continue``, unless something was already written."""
+        if self._response is None and not self._continue_sent:
+            self._continue_sent = True
+            await self.send_events(ResponseHeader(100))
+
+    async def finish_body(self) -> None:
+        """End a response whose head was written; does nothing where it has ended."""
+        if self.response_started() and not self._finished:
+            await self.send_events(END)
+
+    async def finish(self) -> None:
+        """Do the same as `finish_body`; the connection is settled by the server."""
+        await self.finish_body()
+
+    async def shutdown(self) -> None:
+        """Give the exchange up: the client sees that its response was cut."""
+        self.downstream_session.keepalive = None
+        await self.downstream_session.aclose()
+
+    async def send_events(self, *events: ResponseEvent) -> None:
+        """Send events of the response as they are, and count them (the engine's own way out)."""
+        stream = self.downstream_session
+        for event in events:
+            kind = type(event)
+            if kind is Data:
+                self._body_bytes_sent += len(event.data)  # type: ignore[union-attr]
+                if event.end:  # type: ignore[union-attr]
+                    self._finished = True
+            elif kind is ResponseHeader:
+                self._response = event  # type: ignore[assignment]
+            elif event is END:
+                self._finished = True
+        await stream.send(*events)
+
+    # -- the upstream ----------------------------------------------------------------------------
+
+    def upstream_body_bytes_received(self) -> int:
+        """Return the payload bytes that the last attempt received from the origin."""
+        return self.upstream.body_bytes_received if self.upstream is not None else 0
+
+    def upstream_write_pending_time(self) -> float:
+        """Return the seconds that the last attempt was parked in writing to the origin."""
+        return self.upstream.write_pending_time if self.upstream is not None else 0.0
+
+    # -- knobs -----------------------------------------------------------------------------------
+
+    def set_keepalive(self, seconds: float | None) -> None:
+        """Set how long the connection may be idle after this exchange.
+
+        Args:
+          seconds: None closes it; 0 keeps it without limit; else seconds. A client that asked for
+            ``Connection: close`` gets its way.
+        """
+        stream = self.downstream_session
+        if seconds is None:
+            stream.keepalive = None
+        elif stream.keepalive is not None:
+            stream.keepalive = math.inf if seconds == 0 else float(seconds)
+
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """Set how long to wait for more of the request's body; None is no limit."""
+        self.downstream_session.read_timeout = math.inf if seconds is None else float(seconds)
+
+    def set_write_timeout(self, seconds: float | None) -> None:
+        """Set how long a write may be without progress; None is no limit."""
+        self.downstream_session.write_timeout = math.inf if seconds is None else float(seconds)
+
+    def set_total_drain_timeout(self, seconds: float | None) -> None:
+        """Set how long an unread rest of the request may take; None is no limit."""
+        self.downstream_session.drain_timeout = math.inf if seconds is None else float(seconds)
+
+    def set_ignore_info_resp(self, ignore: bool) -> None:
+        """Drop informational responses, but 101, and 100 where the client expects it."""
+        self._ignore_info = ignore
+
+    def ignores_info(self, status: int) -> bool:
+        """Tell whether an informational response of this status is kept from the client."""
+        facts = self._request.facts
+        expects = facts is not None and facts.expect_continue
+        if status == 100:
+            return not expects or self._continue_sent
+        return self._ignore_info and status != 101
+
+    def set_close_on_response_before_downstream_finish(self, close: bool) -> None:
+        """Choose whether a response that starts before the request's end closes the connection."""
+        self.downstream_session.close_on_early_response = close
+
+    def set_abort_on_close(self, abort: bool) -> None:
+        """Choose whether the client's half-close after its request aborts the exchange."""
+        self.downstream_session.abort_on_close = abort
+
+    @property
+    def body(self) -> RequestBody:
+        """The request's body, as the engine reads it."""
+        return self._body

@@ -1,0 +1,113 @@
+"""What changes in a message because it is forwarded: RFC 9110 section 7.6, and the fields of proxies."""
+
+from __future__ import annotations
+
+from .._headers import Headers
+from .._messages import RequestHeader, ResponseHeader
+from ._framing import HOP_BY_HOP
+
+# Trailer fields that mean framing, routing, authentication, caching or content (row H1-20).
+_NOT_IN_TRAILERS = frozenset(
+    b"content-length transfer-encoding host connection te trailer authorization cookie set-cookie "
+    b"cache-control content-type content-encoding content-range keep-alive proxy-connection upgrade "
+    b"proxy-authorization proxy-authenticate www-authenticate expect max-forwards pragma range "
+    b"if-match if-none-match if-modified-since if-unmodified-since if-range age expires date "
+    b"location retry-after vary warning forwarded via http2-settings".split()
+)
+
+
+def to_upstream(request: RequestHeader) -> RequestHeader:
+    """Return the request that an attempt sends: a fresh copy without hop-by-hop fields.
+
+    Removed are Connection, the fields it nominates, Keep-Alive, Proxy-Connection, TE,
+    Transfer-Encoding, Upgrade and HTTP2-Settings (RFC 9110 section 7.6.1). Proxy-Authorization and
+    Trailer go on. A head without any of them costs one list copy.
+    """
+    facts = request.facts
+    copy = request.copy()
+    if facts is None or facts.hop_by_hop:
+        drop = HOP_BY_HOP if facts is None else HOP_BY_HOP.union(facts.nominated)
+        copy.headers.fields = [field for field in copy.headers.fields if field[0] not in drop]
+    return copy
+
+
+def strip_response(response: ResponseHeader) -> None:
+    """Remove the hop-by-hop fields of a response, in place."""
+    facts = response.facts
+    if facts is None or facts.hop_by_hop:
+        drop = HOP_BY_HOP if facts is None else HOP_BY_HOP.union(facts.nominated)
+        headers = response.headers
+        headers.fields = [field for field in headers.fields if field[0] not in drop]
+
+
+def filter_trailers(trailers: Headers) -> Headers:
+    """Return the trailers that may be forwarded (RFC 9110 section 6.5.1)."""
+    return Headers.trusted(
+        [
+            field
+            for field in trailers.fields
+            if field[0] not in _NOT_IN_TRAILERS and not field[0].startswith(b"x-forwarded-")
+        ]
+    )
+
+
+def set_forwarded(
+    headers: Headers,
+    *,
+    client: str | None,
+    proto: str,
+    host: str,
+    trusted: bool = False,
+) -> None:
+    """Set X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host.
+
+    Args:
+      headers: The request's fields.
+      client: The client's address as text, with or without a port.
+      proto: ``http`` or ``https``.
+      host: What the client asked for.
+      trusted: Whether what is already there is believed: then the client is appended, and the
+        other two stay. Otherwise all three are set anew.
+    """
+    address = host_of(client)
+    if trusted:
+        before = headers.get_all("x-forwarded-for")
+        headers.set("X-Forwarded-For", ", ".join([*before, address]))
+        if b"x-forwarded-proto" not in headers:
+            headers.set("X-Forwarded-Proto", proto)
+        if b"x-forwarded-host" not in headers and host:
+            headers.set("X-Forwarded-Host", host)
+        return
+    headers.set("X-Forwarded-For", address)
+    headers.set("X-Forwarded-Proto", proto)
+    if host:
+        headers.set("X-Forwarded-Host", host)
+    else:
+        headers.remove("X-Forwarded-Host")
+
+
+def append_forwarded(headers: Headers, *, client: str | None, proto: str, host: str) -> None:
+    """Append an element to Forwarded (RFC 7239 section 4)."""
+    address = host_of(client)
+    node = f'"[{address}]"' if ":" in address else address
+    element = f"for={node};proto={proto}"
+    if host:
+        element += f';host="{host}"'
+    before = headers.get_all("forwarded")
+    headers.set("Forwarded", ", ".join([*before, element]))
+
+
+def append_via(headers: Headers, version: str, pseudonym: str) -> None:
+    """Append this proxy to Via (RFC 9110 section 7.6.3)."""
+    received = version.removeprefix("HTTP/")
+    before = headers.get_all("via")
+    headers.set("Via", ", ".join([*before, f"{received} {pseudonym}"]))
+
+
+def host_of(address: str | None) -> str:
+    """Return an address without its port; ``unknown`` for an unnamed or unix socket."""
+    if not address or address.startswith("unix:"):
+        return "unknown"
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.rpartition(":")[0] if address.count(":") == 1 else address

@@ -1,0 +1,367 @@
+"""The one validator over a message head that every codec shares: framing, routing, refusals.
+
+A head is read once, strictly, into values (RFC 9112 sections 2 to 6); what has two readings is
+refused. The rows named in comments are those of the documentation's page on hostile input.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+from .._headers import Field, Headers
+from .._messages import RequestFacts, RequestHeader, ResponseFacts, ResponseHeader
+
+MAX_LENGTH = 2**63 - 1
+MAX_METHOD = 32
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_DIGITS = re.compile(rb"[0-9]{1,64}")
+_VERSION = re.compile(rb"[0-9]\.[0-9]")
+_BAD_TARGET = re.compile(rb"[^\x21\x22\x24-\x5b\x5d-\x7e]")  # controls, space, #, \, >= 0x7f
+_ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,8}))?"
+)
+
+# Fields that Connection may not take away (row H1-19).
+_PROTECTED = frozenset(
+    b"host content-length transfer-encoding authorization cookie cache-control forwarded via date "
+    b"set-cookie".split()
+)
+# What becomes framing or identity once "_" is read as "-" (row H1-18).
+_DANGEROUS = frozenset(
+    b"host content-length transfer-encoding connection te trailer upgrade expect forwarded "
+    b"keep-alive proxy-connection x-real-ip via".split()
+)
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection te transfer-encoding upgrade http2-settings".split()
+)
+
+
+class MessageRefused(Exception):
+    """A message that this side does not take.
+
+    Attributes:
+      status: What to answer (502 where it was a response).
+      text: A short sentence for people; it never holds bytes of the message.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+@attrs.frozen
+class HeadLimits:
+    """Bounds on a message head.
+
+    Attributes:
+      max_bytes: Its size.
+      max_fields: Its fields.
+      max_target_bytes: The size of a request target.
+      refuse_underscores: Refuse every field name with an underscore.
+      allow_trace: Take TRACE requests.
+    """
+
+    max_bytes: int = 65536
+    max_fields: int = 128
+    max_target_bytes: int = 16384
+    refuse_underscores: bool = False
+    allow_trace: bool = False
+
+
+def _bad(text: str) -> MessageRefused:
+    return MessageRefused(400, text)
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip(b" \t").lower() for token in value.split(b",")]
+
+
+def parse_length(value: bytes) -> int | None:
+    """Return a Content-Length's number, or None where it is not exactly one (row H1-02)."""
+    if not _DIGITS.fullmatch(value):
+        return None
+    number = int(value)
+    return number if number <= MAX_LENGTH else None
+
+
+def valid_host(host: bytes) -> bool:
+    """Tell whether a value is ``uri-host [":" port]`` (row H1-17)."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    port = match[1]
+    return not port or int(port) <= 65535
+
+
+def _nominated(tokens: list[bytes]) -> tuple[bytes, ...]:
+    return tuple(
+        token
+        for token in tokens
+        if token
+        and token not in _PROTECTED
+        and token not in HOP_BY_HOP
+        and token != b"close"
+        and not token.startswith(b"x-forwarded-")
+    )
+
+
+def _check_underscore(name: bytes, limits: HeadLimits) -> None:
+    hyphened = name.replace(b"_", b"-")
+    if (
+        limits.refuse_underscores
+        or hyphened in _DANGEROUS
+        or hyphened.startswith((b"x-forwarded", b"content-length", b"transfer-encoding"))
+        or hyphened.strip(b"-") in _DANGEROUS
+    ):
+        raise _bad("a field name with an underscore reads like another field")
+
+
+def check_request(
+    method: bytes,
+    target: bytes,
+    version: bytes,
+    fields: list[Field],
+    limits: HeadLimits,
+    *,
+    scheme: str = "http",
+) -> RequestHeader:
+    """Turn a request line and its fields into a head, or refuse it.
+
+    Args:
+      method: As received.
+      target: As received.
+      version: The digits, ``b"1.1"``.
+      fields: (lower-case name, name as received, value) triples; the list is taken over.
+      limits: Bounds.
+      scheme: Whether the connection is TLS; what the message says of it is never trusted.
+
+    Raises:
+      MessageRefused: with the status to answer.
+    """
+    if version != b"1.1" and version != b"1.0":
+        if _VERSION.fullmatch(version):
+            raise MessageRefused(505, "HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise _bad("malformed HTTP version")
+    if len(target) > limits.max_target_bytes:
+        raise MessageRefused(414, "the request target is too long")
+    if len(method) > MAX_METHOD or not _TOKEN.fullmatch(method):
+        raise _bad("malformed method")
+    if len(fields) > limits.max_fields:
+        raise MessageRefused(431, "too many header fields")
+    old = version == b"1.0"
+    facts = RequestFacts()
+    host: bytes | None = None
+    length: bytes | None = None
+    coding: bytes | None = None
+    connection: list[bytes] | None = None
+    hop = False
+    for name, _, value in fields:
+        if name in _INTERESTING:
+            if name == b"host":
+                if host is not None:
+                    raise _bad("more than one Host field")
+                host = value
+            elif name == b"content-length":
+                if length is not None:
+                    raise _bad("more than one Content-Length")
+                length = value
+            elif name == b"connection":
+                hop = True
+                connection = (connection or []) + _tokens(value)
+            elif name == b"transfer-encoding":
+                hop = True
+                if coding is not None:
+                    raise _bad("more than one Transfer-Encoding")
+                coding = value
+            elif name == b"expect":
+                if not old:
+                    if value.lower() != b"100-continue":
+                        raise MessageRefused(417, "this expectation cannot be met")
+                    facts.expect_continue = True
+            elif name == b"te":
+                hop = True
+                facts.te_trailers = facts.te_trailers or b"trailers" in _tokens(value)
+            else:
+                hop = True
+                if name == b"upgrade":
+                    facts.upgrade = not old
+        elif b"_" in name:
+            _check_underscore(name, limits)
+    if coding is not None:
+        _check_coding(coding, old=old)
+        if length is not None:
+            raise _bad("Content-Length and Transfer-Encoding together")  # H1-01
+        facts.chunked = True
+    if length is not None:
+        facts.content_length = number = parse_length(length)
+        if number is None:
+            raise _bad("malformed Content-Length")
+        if len(length) > 1 and length[0] == 48:  # 0005 goes on as 5
+            fields = [
+                (name, raw, b"%d" % number) if name == b"content-length" else (name, raw, value)
+                for name, raw, value in fields
+            ]
+    if connection is not None:
+        facts.close = b"close" in connection
+        facts.keep_alive = b"keep-alive" in connection
+        facts.nominated = _nominated(connection)
+    facts.hop_by_hop = hop
+    if method == b"CONNECT":
+        raise MessageRefused(405, "CONNECT is not offered here")  # H1-26
+    if method == b"TRACE" and not limits.allow_trace:
+        raise MessageRefused(405, "TRACE is not offered here")
+    target, fields, host = _check_target(method, target, fields, host)
+    if host is None:
+        if not old:
+            raise _bad("no Host field")
+    elif not valid_host(host):
+        raise _bad("malformed Host")
+    return RequestHeader.trusted(
+        method.decode("ascii"),
+        target,
+        "HTTP/1.0" if old else "HTTP/1.1",
+        Headers.trusted(fields),
+        scheme,
+        facts,
+    )
+
+
+_INTERESTING = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+
+
+def _check_coding(coding: bytes, *, old: bool) -> None:
+    """Refuse every Transfer-Encoding but ``chunked`` (rows H1-03, H1-04)."""
+    if old:
+        raise _bad("Transfer-Encoding in an HTTP/1.0 request")
+    if coding.lower() == b"chunked":
+        return
+    tokens = _tokens(coding)
+    if (
+        tokens[-1] == b"chunked"
+        and tokens.count(b"chunked") == 1
+        and all(_TOKEN.fullmatch(token) for token in tokens)
+    ):
+        raise MessageRefused(501, "this transfer coding is not implemented")
+    raise _bad("malformed Transfer-Encoding")
+
+
+def _check_target(
+    method: bytes, target: bytes, fields: list[Field], host: bytes | None
+) -> tuple[bytes, list[Field], bytes | None]:
+    """Return origin-form, the fields with their Host, and the Host (rows H1-15, H1-16)."""
+    if _BAD_TARGET.search(target):
+        raise _bad("malformed request target")
+    if target[:1] == b"/":
+        return target, fields, host
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise _bad("malformed request target")
+        return target, fields, host
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise _bad("malformed request target")
+    authority, rest = match[2], match[3]
+    if not valid_host(authority):
+        raise _bad("malformed authority in the request target")
+    if not rest:
+        rest = b"*" if method == b"OPTIONS" else b"/"
+    elif rest[:1] == b"?":
+        rest = b"/" + rest
+    fields = [(b"host", b"Host", authority)] + [field for field in fields if field[0] != b"host"]
+    return rest, fields, authority
+
+
+def check_response(
+    status: int,
+    reason: bytes | None,
+    version: bytes,
+    fields: list[Field],
+    limits: HeadLimits,
+    request_method: str,
+) -> ResponseHeader:
+    """Turn a status line and its fields into a head, or refuse it with 502.
+
+    Args:
+      status: The status code.
+      reason: The reason phrase.
+      version: The digits, ``b"1.1"``.
+      fields: (lower-case name, name as received, value) triples; the list is taken over.
+      limits: Bounds.
+      request_method: What the request was: HEAD has no content in its response.
+
+    Raises:
+      MessageRefused: the response cannot be trusted.
+    """
+    if len(fields) > limits.max_fields:
+        raise MessageRefused(502, "the response has too many header fields")
+    if not 100 <= status <= 999:
+        raise MessageRefused(502, "the response has no valid status")
+    old = version == b"1.0"
+    if not old and version != b"1.1":
+        raise MessageRefused(502, "the response has an unknown HTTP version")
+    facts = ResponseFacts()
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connection: list[bytes] | None = None
+    hop = False
+    for name, _, value in fields:
+        if name in _INTERESTING:
+            if name == b"content-length":
+                lengths.append(value)
+            elif name == b"connection":
+                hop = True
+                connection = (connection or []) + _tokens(value)
+            elif name == b"transfer-encoding":
+                hop = True
+                codings.append(value)
+            elif name != b"host" and name != b"expect":
+                hop = True
+    if connection is not None:
+        facts.close = b"close" in connection
+        facts.keep_alive = b"keep-alive" in connection
+        facts.nominated = _nominated(connection)
+    facts.hop_by_hop = hop
+    if status < 200:
+        facts.has_body = False  # framing fields in a 1xx mean nothing (U1-06)
+        if lengths:
+            fields = [field for field in fields if field[0] != b"content-length"]
+        return _response(status, reason, old, fields, facts)
+    if codings:
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise MessageRefused(502, "the response has an unknown Transfer-Encoding")
+        facts.chunked = True
+        if lengths or old:  # U1-08, U1-10
+            facts.poisoned = True
+            fields = [field for field in fields if field[0] != b"content-length"]
+    elif lengths:
+        if len(lengths) > 1 or (number := parse_length(lengths[0])) is None:
+            raise MessageRefused(502, "the response has a malformed Content-Length")
+        facts.content_length = number
+        text = lengths[0]
+        if len(text) > 1 and text[0] == 48:
+            fields = [
+                (name, raw, b"%d" % number) if name == b"content-length" else (name, raw, value)
+                for name, raw, value in fields
+            ]
+    if request_method == "HEAD" or status == 204 or status == 304:
+        facts.has_body = False
+    elif facts.chunked:
+        pass
+    elif facts.content_length is not None:
+        facts.has_body = facts.content_length > 0
+    else:
+        facts.until_close = True
+    return _response(status, reason, old, fields, facts)
+
+
+def _response(
+    status: int, reason: bytes | None, old: bool, fields: list[Field], facts: ResponseFacts
+) -> ResponseHeader:
+    return ResponseHeader.trusted(
+        status, reason, "HTTP/1.0" if old else "HTTP/1.1", Headers.trusted(fields), facts
+    )

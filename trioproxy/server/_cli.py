@@ -1,0 +1,287 @@
+"""The command line: ``trioproxy reverse`` and ``trioproxy run``.
+
+Every mistake in the arguments is one line on standard error that names the option, the value and
+what would be right, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+
+from .._config import Listener, ServerConf
+from .._peer import HttpPeer
+from .._version import __version__
+from ..proxy._filters import ProxyHttp
+from ._reverse import Reverse
+from ._run import run
+
+_SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
+_FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def seconds(text: str) -> float:
+    """Read a timeout: 0 switches it off."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds: 0 (off) or more is right, such as 30 or 0.5"
+        )
+    return number or math.inf
+
+
+def grace(text: str) -> float:
+    """Read the seconds that a graceful stop waits: 0 waits for nothing."""
+    number = seconds(text)
+    return 0.0 if number == math.inf else number
+
+
+def size(minimum: int) -> Callable[[str], int]:
+    """Return a reader of sizes in bytes, with K, M or G behind them."""
+
+    def read(text: str) -> int:
+        match = _SIZE.fullmatch(text)
+        number = -1 if match is None else int(match[1]) * _FACTORS[match[2].lower()]
+        if number < minimum:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a size: {minimum} or more bytes are right, such as 65536 or 64K"
+            )
+        return number
+
+    return read
+
+
+def bind(text: str) -> Listener:
+    """Read the address of a listener."""
+    try:
+        return Listener.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def origin(text: str) -> HttpPeer:
+    """Read the URL of an origin."""
+    try:
+        if "://" not in text and not text.startswith("http+unix:"):
+            raise ValueError(f"{text!r} is not an origin: http://host[:port] or http+unix:PATH is")
+        return HttpPeer.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def load(text: str) -> ProxyHttp[Any]:
+    """Return the proxy object that ``MODULE:OBJECT`` names; a class or factory is called.
+
+    Raises:
+      argparse.ArgumentTypeError: there is none, with what would be right.
+    """
+    module_name, colon, path = text.rpartition(":")
+    if not colon or not module_name or not path:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not MODULE:OBJECT: gateway:proxy or gateway.py:Gateway is right"
+        )
+    found: Any = _module(module_name, text)
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: {module_name} has no {path}; the name of a ProxyHttp object, class or "
+                "factory is right"
+            ) from None
+    if not isinstance(found, ProxyHttp) and callable(found):
+        try:
+            found = found()
+        except TypeError as exc:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} cannot be called without arguments ({exc}): name an object, or a "
+                "factory that takes none"
+            ) from exc
+    if not isinstance(found, ProxyHttp):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} gives a {type(found).__name__}: a ProxyHttp object, class or factory is right"
+        )
+    return found
+
+
+def _module(name: str, text: str) -> object:
+    if name.endswith(".py") or "/" in name or "\\" in name:
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise argparse.ArgumentTypeError(f"{text!r}: there is no file {name}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise argparse.ArgumentTypeError(f"{text!r}: {name} is not a Python file")
+        sys.path.insert(0, str(path.parent))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return module
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {name!r} is no module name; a.b or path/to/file.py is right"
+        )
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: there is no module {exc.name}; the current directory and the installed "
+                "packages were searched"
+            ) from None
+        raise
+
+
+def _options() -> _Parser:
+    """Return the options that both commands share."""
+    default = ServerConf()
+    parser = _Parser(add_help=False)
+    parser.add_argument(
+        "--bind",
+        metavar="ADDR",
+        type=bind,
+        action="append",
+        help="host:port, [v6]:port or unix:PATH, repeatable; port 0 picks one "
+        "(default 127.0.0.1:8080)",
+    )
+    parser.add_argument(
+        "--http1-codec",
+        choices=("auto", "h11"),
+        default=default.http1_codec,
+        help="HTTP/1 parser; auto takes the fastest that is installed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--access-log",
+        choices=("off", "common", "json"),
+        default=default.access_log,
+        help="one line a request on stdout (default %(default)s)",
+    )
+    for flag, about in (
+        ("--connect-timeout", "for connecting to an origin"),
+        ("--read-timeout", "for an origin's answer, and for each gap in it"),
+        ("--write-timeout", "for a write without progress"),
+        ("--idle-timeout", "for an idle client connection"),
+        ("--header-timeout", "for a whole request head"),
+    ):
+        value = getattr(default, flag[2:].replace("-", "_"))
+        parser.add_argument(
+            flag,
+            metavar="S",
+            type=seconds,
+            default=value,
+            help=f"seconds {about}; 0 is off (default {value:g})",
+        )
+    parser.add_argument(
+        "--max-header-bytes",
+        metavar="N",
+        type=size(64),
+        default=default.max_header_bytes,
+        help="limit on a request head; K, M, G may follow (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max-body-bytes",
+        metavar="N",
+        type=size(0),
+        default=None,
+        help="limit on a request body; K, M, G may follow (default none)",
+    )
+    parser.add_argument(
+        "--grace",
+        metavar="S",
+        type=grace,
+        default=default.grace,
+        help=f"seconds that a graceful stop waits for requests in flight (default {default.grace:g})",
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        type=str.lower,
+        choices=_LEVELS,
+        default=default.log_level,
+        help=f"{', '.join(_LEVELS)} (default %(default)s); the log goes to stderr",
+    )
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="trioproxy",
+        description="A programmable HTTP proxy on Trio.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"trioproxy {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    shared = _options()
+    reverse = commands.add_parser(
+        "reverse",
+        parents=[shared],
+        allow_abbrev=False,
+        help="a reverse proxy in front of one or several origins",
+        description="A reverse proxy; several URLs are used in turn.",
+    )
+    reverse.add_argument(
+        "origins",
+        metavar="URL",
+        nargs="+",
+        type=origin,
+        help="http://host[:port] or http+unix:PATH",
+    )
+    reverse.add_argument(
+        "--rewrite-host",
+        action="store_true",
+        help="send the URL's host as Host, not the client's",
+    )
+    program = commands.add_parser(
+        "run",
+        parents=[shared],
+        allow_abbrev=False,
+        help="your own ProxyHttp object, class or factory",
+        description="Serve a ProxyHttp object, or what a class or factory makes.",
+    )
+    program.add_argument(
+        "target", metavar="MODULE:OBJECT", help="such as gateway:proxy or path/gateway.py:Gateway"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line.
+
+    Raises:
+      SystemExit: always: 0 after a graceful stop, 1 where a listener cannot be bound or a second
+        signal came, 2 for a mistake in the arguments.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    names = {field.name for field in attrs.fields(ServerConf)}
+    conf = ServerConf(**{name: value for name, value in vars(options).items() if name in names})
+    if options.command == "reverse":
+        proxy: ProxyHttp[Any] = Reverse(options.origins, rewrite_host=options.rewrite_host)
+    else:
+        try:
+            proxy = load(options.target)
+        except argparse.ArgumentTypeError as exc:
+            parser.error(f"argument MODULE:OBJECT: {exc}")
+    run(proxy, *(options.bind or ()), conf=conf)
+    raise SystemExit(0)

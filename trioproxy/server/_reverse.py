@@ -1,0 +1,119 @@
+"""The proxy behind ``trioproxy reverse``: a reverse proxy in front of one or several origins."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from .._errors import ErrorSource, ErrorType, ProxyError
+from .._messages import RequestHeader
+from .._peer import HttpPeer
+from ..proxy._filters import FailToProxy, ProxyHttp
+from ..proxy._session import Session
+from ..semantics._forwarding import append_via, set_forwarded
+
+_TIMEOUTS = frozenset(
+    {
+        ErrorType.ConnectTimedout,
+        ErrorType.TLSHandshakeTimedout,
+        ErrorType.ReadTimedout,
+        ErrorType.WriteTimedout,
+    }
+)
+# What a client is told: which hop failed, never what is behind it.
+_BODIES = {
+    502: b"502 Bad Gateway: the proxy got no valid answer from the server behind it\n",
+    503: b"503 Service Unavailable: the proxy has no capacity left, try again later\n",
+    504: b"504 Gateway Timeout: the server behind the proxy did not answer in time\n",
+    500: b"500 Internal Server Error: the proxy failed\n",
+}
+
+
+@attrs.define(eq=False)
+class Turn:
+    """Which of the peers a request is tried at.
+
+    Attributes:
+      index: The next one.
+      left: How many have not been tried.
+    """
+
+    index: int
+    left: int
+
+
+@attrs.define(eq=False)
+class Reverse(ProxyHttp[Turn]):
+    """Forwards to its peers in turn, and to the following ones where one cannot be reached.
+
+    Attributes:
+      peers: The origins.
+      rewrite_host: Send the peer's own host as Host.
+      pseudonym: How Via names this proxy.
+    """
+
+    peers: Sequence[HttpPeer]
+    rewrite_host: bool = False
+    pseudonym: str = "trioproxy"
+    _starts: Iterator[int] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._starts = itertools.cycle(range(len(self.peers)))
+
+    def new_ctx(self) -> Turn:
+        """Start with the next peer."""
+        return Turn(next(self._starts), len(self.peers))
+
+    async def upstream_peer(self, session: Session, ctx: Turn) -> HttpPeer:
+        """Return the peer whose turn it is."""
+        return self.peers[ctx.index]
+
+    def fail_to_connect(
+        self, session: Session, peer: HttpPeer, ctx: Turn, e: ProxyError
+    ) -> ProxyError:
+        """Go on to the following peer, as long as one is left."""
+        ctx.index = (ctx.index + 1) % len(self.peers)
+        ctx.left -= 1
+        e.set_retry(ctx.left > 0)
+        return e
+
+    async def upstream_request_filter(
+        self, session: Session, upstream_request: RequestHeader, ctx: Turn
+    ) -> None:
+        """Set the forwarding fields, append Via, rewrite Host where asked to."""
+        headers = upstream_request.headers
+        request = session.req_header()
+        set_forwarded(
+            headers,
+            client=session.client_addr(),
+            proto=request.scheme,
+            host=request.authority,
+        )
+        append_via(headers, request.version, self.pseudonym)
+        if self.rewrite_host:
+            headers.set(b"Host", self.peers[ctx.index].authority)
+
+    async def fail_to_proxy(self, session: Session, e: ProxyError, ctx: Turn) -> FailToProxy:
+        """Answer 504 for an origin's timeout, 502 for its other errors, with a short text."""
+        outcome = failure_status(e)
+        if outcome:
+            body = _BODIES.get(outcome)
+            if body is None:
+                await session.respond_error(outcome)
+            else:
+                await session.respond_error_with_body(outcome, body)
+        return FailToProxy(outcome)
+
+
+def failure_status(error: ProxyError) -> int:
+    """Return the status that ``reverse`` answers an error with, 0 where the client is gone."""
+    if error.etype.name == "HTTPStatus" and error.etype.code is not None:
+        return error.etype.code
+    if error.esource is ErrorSource.UPSTREAM:
+        return 504 if error.root_etype() in _TIMEOUTS or error.etype in _TIMEOUTS else 502
+    if error.esource is ErrorSource.DOWNSTREAM:
+        gone = (ErrorType.WriteError, ErrorType.ReadError, ErrorType.ConnectionClosed)
+        return 0 if error.etype in gone else 400
+    return 500

@@ -1,0 +1,127 @@
+"""A proxy object as a program: logging, signals, ready lines, an exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Any
+
+import trio
+
+from .._config import Listener, ServerConf
+from .._errors import ErrorType, ProxyError
+from .._util import unwrap
+from ..proxy._filters import ProxyHttp
+from ._access_log import LOGGER
+from ._serve import Running, serve
+
+log = logging.getLogger("trioproxy")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None = None) -> None:
+    """Run a proxy as a program, until SIGINT or SIGTERM stops it.
+
+    The log goes to standard error, and so does ``listening on URL`` for each listener when it
+    accepts connections. The first signal stops gracefully within ``conf.grace``, a second one at
+    once.
+
+    Args:
+      proxy: The proxy object.
+      *binds: As for `serve`.
+      conf: Timeouts, limits, log level and access log.
+
+    Raises:
+      SystemExit: 1, a listener cannot be bound (one line says which and why), or a second signal
+        came. A graceful stop returns.
+      TypeError: ``proxy`` is not a `ProxyHttp` object.
+      ValueError: a bind cannot be understood.
+    """
+    conf = ServerConf() if conf is None else conf
+    set_up_logging(conf)
+    _raise_descriptor_limit()
+    try:
+        code = trio.run(_main, proxy, binds, conf)
+    except BaseExceptionGroup as exc:
+        raise unwrap(exc) from None
+    if code:
+        raise SystemExit(code)
+
+
+def set_up_logging(conf: ServerConf) -> None:
+    """Let the log write to standard error and the access log to standard output."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(conf.log_level.upper())
+    access = logging.getLogger(LOGGER)
+    for old in access.handlers.copy():
+        access.removeHandler(old)
+    if conf.access_log != "off":
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        access.addHandler(handler)
+        access.setLevel(logging.INFO)
+        access.propagate = False
+
+
+def _raise_descriptor_limit() -> None:
+    """Lift the soft limit of open files to the hard one, where there is such a thing."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            log.debug("the limit of open files stays at %d", soft)
+
+
+def say(text: str) -> None:
+    """Write one line to standard error, whatever the log level is."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: ServerConf) -> int:
+    code = 0
+
+    async def stop_on_signal(running: Running) -> None:
+        nonlocal code
+        draining = False
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            receiving.set()
+            async for number in signals:
+                name = signal.Signals(number).name
+                if draining:
+                    log.warning("%s again: stopping at once", name)
+                    code = 1
+                    nursery.cancel_scope.cancel()
+                    return
+                draining = True
+                log.info("%s: stopping within %g s", name, conf.grace)
+                nursery.start_soon(drain, running)
+
+    async def drain(running: Running) -> None:
+        await running.drain()
+        nursery.cancel_scope.cancel()
+
+    receiving = trio.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            running = await nursery.start(
+                lambda task_status: serve(proxy, *binds, conf=conf, task_status=task_status)
+            )
+            nursery.start_soon(stop_on_signal, running)
+            await receiving.wait()
+            for url in running.urls:
+                say(f"listening on {url}")
+    except BaseExceptionGroup as group:
+        exc = unwrap(group)
+        if isinstance(exc, ProxyError) and exc.etype == ErrorType.BindError:
+            say(f"trioproxy: error: {exc.context}")
+            return 1
+        raise exc from None
+    return code

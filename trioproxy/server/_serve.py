@@ -1,0 +1,295 @@
+"""A proxy object on its listeners: who owns which task, and how all of it stops.
+
+::
+
+    serve's nursery
+    |- pool nursery          one reader per upstream connection
+    `- connection nursery    one accept loop per listening socket
+       `- connection         its reader, and its exchanges one after another
+
+Stopping walks the tree from the outside in: stop accepting, close what is idle, say
+``Connection: close`` on the rest, wait within grace, cancel.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+import trio
+
+from .._clock import wall_time
+from .._config import Listener, ServerConf
+from .._errors import ErrorType, ProxyError
+from .._info import ConnectionInfo
+from ..codec._h1 import HeadLimits, RequestReader
+from ..proxy._bound import Filters
+from ..proxy._engine import Engine, Services
+from ..proxy._filters import ProxyHttp
+from ..proxy._record import ExchangeRecord
+from ..streams._h1_server import H1ServerConnection, H1ServerOptions
+from ..transport._byte_stream import ByteStream
+from ..transport._listen import ListenSocket, open_listeners
+from ..upstream._connector import Connector, SocketConnector
+from ..upstream._pool import Pool, PoolStatistics
+from ._access_log import AccessLog
+
+log = logging.getLogger("trioproxy")
+
+#: Seconds between two tries to accept when descriptors or memory have run out (row R-06).
+ACCEPT_BACKOFF = 0.1
+#: Seconds between two log lines about that.
+ACCEPT_LOG_INTERVAL = 60.0
+
+
+@attrs.frozen
+class Statistics:
+    """The counters of a running server at one moment.
+
+    Attributes:
+      connections: Client connections that are open.
+      connections_total: Client connections accepted since the start.
+      sessions: Requests in flight.
+      sessions_total: Requests that reached the proxy object since the start.
+      refused: Requests answered before any callback, for bad syntax or a limit.
+      retries: Attempts after the first of a request.
+      accept_errors: Times that accepting failed for want of descriptors or memory.
+      pool: The upstream connections.
+    """
+
+    connections: int
+    connections_total: int
+    sessions: int
+    sessions_total: int
+    refused: int
+    retries: int
+    accept_errors: int
+    pool: PoolStatistics
+
+
+class Running:
+    """A server that runs: its addresses, its counters and its graceful stop."""
+
+    def __init__(self, server: _Server, urls: tuple[str, ...]) -> None:
+        self._server = server
+        self.urls = urls
+
+    def __repr__(self) -> str:
+        return f"<Running on {', '.join(self.urls)}>"
+
+    def statistics(self) -> Statistics:
+        """Return every counter as one frozen value."""
+        return self._server.statistics()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Stop gracefully; return when the last session has ended.
+
+        No connection is accepted any more, idle ones are closed at once, and what is in flight ends
+        with ``Connection: close``. After the timeout the rest is cancelled.
+
+        Args:
+          timeout: Seconds; None takes ``conf.grace``.
+        """
+        await self._server.drain(timeout)
+
+
+class _Server:
+    def __init__(self, proxy: ProxyHttp[Any], conf: ServerConf, pool: Pool) -> None:
+        self.conf = conf
+        self.pool = pool
+        self.access_log = AccessLog(conf.access_log) if conf.access_log != "off" else None
+        self.services = Services(
+            conf=conf,
+            pool=pool,
+            filters=Filters.bind(proxy),
+            log=log,
+            on_record=self.access_log.write if self.access_log is not None else None,
+        )
+        self.engine = Engine(self.services)
+        self.limits = HeadLimits(
+            max_bytes=conf.max_header_bytes,
+            max_fields=conf.max_header_fields,
+            max_target_bytes=conf.max_target_bytes,
+            refuse_underscores=conf.refuse_underscores,
+            allow_trace=conf.allow_trace,
+        )
+        self.options = H1ServerOptions(
+            header_timeout=conf.header_timeout,
+            idle_timeout=conf.idle_timeout,
+            body_timeout=conf.body_timeout,
+            write_timeout=conf.write_timeout,
+            drain_timeout=conf.drain_timeout,
+            drain_bytes=conf.drain_bytes,
+            server_name=conf.server_name.encode("ascii"),
+        )
+        self.listening: list[ListenSocket] = []
+        self.accepting = trio.CancelScope()
+        self.serving = trio.CancelScope()
+        self.connections: set[H1ServerConnection] = set()
+        self.connections_total = 0
+        self.refused = 0
+        self.accept_errors = 0
+        self.room = trio.Event()
+        self.empty = trio.Event()
+
+    def statistics(self) -> Statistics:
+        services = self.services
+        return Statistics(
+            connections=len(self.connections),
+            connections_total=self.connections_total,
+            sessions=services.sessions,
+            sessions_total=services.sessions_total,
+            refused=self.refused,
+            retries=services.retries,
+            accept_errors=self.accept_errors,
+            pool=self.pool.statistics(),
+        )
+
+    # -- accepting -------------------------------------------------------------------------------
+
+    async def accept(self, listening: ListenSocket, nursery: trio.Nursery) -> None:
+        """Accept for ever; want of descriptors backs off, nothing else gets in the way (R-06)."""
+        logged = -ACCEPT_LOG_INTERVAL
+        most = self.conf.max_connections
+        while True:
+            while most is not None and len(self.connections) >= most:
+                self.room = trio.Event()
+                await self.room.wait()
+            try:
+                transport, info = await listening.accept()
+            except trio.ClosedResourceError:
+                return
+            except OSError as exc:
+                self.accept_errors += 1
+                self.pool.close_idle()
+                if trio.current_time() - logged >= ACCEPT_LOG_INTERVAL:
+                    logged = trio.current_time()
+                    log.error("cannot accept on %s: %s", listening.url, exc)
+                await trio.sleep(ACCEPT_BACKOFF)
+                continue
+            nursery.start_soon(self.connection, transport, info)
+            # The new connection gets its turn before the next one is accepted.
+            await trio.lowlevel.checkpoint()
+
+    async def connection(self, transport: ByteStream, info: ConnectionInfo) -> None:
+        """Serve one connection; whatever goes wrong on it stays with it (row S-10)."""
+        reader = RequestReader(self.limits, max_body_bytes=self.conf.max_body_bytes)
+        connection = H1ServerConnection(transport, info, reader, self.options, self.on_refused)
+        self.connections.add(connection)
+        self.connections_total += 1
+        if self.services.draining:
+            connection.drain()
+        try:
+            await connection.run(self.engine.handle)
+        except Exception:
+            log.exception("a connection from %s ended by an internal error", info.peer)
+        finally:
+            self.connections.discard(connection)
+            self.room.set()
+            if self.services.draining and not self.connections:
+                self.empty.set()
+
+    def on_refused(self, info: ConnectionInfo, status: int, reason: str) -> None:
+        self.refused += 1
+        log.info("refused a request from %s: %d %s", info.peer, status, reason)
+        if self.access_log is not None:
+            self.access_log.write(
+                ExchangeRecord(
+                    client=info.peer,
+                    method="-",
+                    target=b"-",
+                    version="-",
+                    status=status,
+                    body_bytes_sent=0,
+                    body_bytes_received=0,
+                    duration=0.0,
+                    upstream=None,
+                    error=reason,
+                    started_at=wall_time(),
+                )
+            )
+
+    # -- stopping --------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float | None) -> None:
+        self.services.draining = True
+        self.stop_listening()
+        self.pool.close_idle()
+        for connection in list(self.connections):
+            connection.drain()
+        grace = self.conf.grace if timeout is None else timeout
+        with trio.move_on_after(grace) as scope:
+            while self.connections:
+                self.empty = trio.Event()
+                await self.empty.wait()
+        if scope.cancelled_caught:
+            log.warning("%d connections were still busy after grace", len(self.connections))
+        self.serving.cancel()
+
+    def stop_listening(self) -> None:
+        self.accepting.cancel()
+        for listening in self.listening:
+            listening.close()
+
+
+async def serve(
+    proxy: ProxyHttp[Any],
+    *binds: str | Listener,
+    conf: ServerConf | None = None,
+    connector: Connector | None = None,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a proxy until it is cancelled (a hard stop) or drained.
+
+    Args:
+      proxy: The proxy object.
+      *binds: Where to listen: ``"127.0.0.1:8080"``, ``"[::1]:0"``, ``"unix:PATH"`` or `Listener`;
+        ``127.0.0.1:8080`` where none is given.
+      conf: Timeouts and limits.
+      connector: Makes upstream connections in place of sockets.
+      task_status: Gets a `Running` when all listeners accept connections.
+
+    Raises:
+      ProxyError: BindError, with the address and the reason; nothing runs then.
+      TypeError: ``proxy`` is not a `ProxyHttp` object.
+      ValueError: a bind cannot be understood.
+    """
+    if not isinstance(proxy, ProxyHttp):
+        raise TypeError(f"serve() takes a ProxyHttp object, not {type(proxy).__name__}")
+    conf = ServerConf() if conf is None else conf
+    listeners = [
+        bind if isinstance(bind, Listener) else Listener.parse(bind)
+        for bind in (binds or ("127.0.0.1:8080",))
+    ]
+    listening: list[ListenSocket] = []
+    try:
+        for listener in listeners:
+            try:
+                listening += await open_listeners(listener)
+            except OSError as exc:
+                raise ProxyError.because(
+                    ErrorType.BindError,
+                    f"cannot bind {listener.address}: {exc.strerror or exc}",
+                    exc,
+                ).into_in() from exc
+        async with trio.open_nursery() as pool_nursery:
+            pool = Pool(
+                connector if connector is not None else SocketConnector(conf),
+                pool_nursery,
+                size=conf.pool_size,
+                idle_timeout=conf.upstream_idle_timeout,
+            )
+            server = _Server(proxy, conf, pool)
+            server.listening = listening
+            with server.serving:
+                async with trio.open_nursery() as nursery:
+                    task_status.started(Running(server, tuple(each.url for each in listening)))
+                    with server.accepting:
+                        async with trio.open_nursery() as accept_nursery:
+                            for each in listening:
+                                accept_nursery.start_soon(server.accept, each, nursery)
+            pool_nursery.cancel_scope.cancel()
+    finally:
+        for each in listening:
+            each.close()

@@ -1,0 +1,1 @@
+"""Message streams: one interface for whatever carries an HTTP exchange."""

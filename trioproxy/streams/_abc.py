@@ -1,0 +1,133 @@
+"""The one interface that every carrier of HTTP messages presents to the engine.
+
+A `MessageStream` is one request/response exchange, whatever carries it. Bytes flow in a
+`ByteStream`; messages flow in a `MessageStream`. A `DownstreamStream` receives a request and sends
+its response; an `UpstreamStream` is the mirror. The contract, which
+`trioproxy.testing.check_message_stream` asserts for every implementation:
+
+1. **Order.** A message is its head, any number of `Data`, perhaps `Trailers`, and an end. The end
+   is told exactly once: by `END`, or by the last `Data`, whose ``end`` is then True. `Trailers`
+   are always followed by `END`. `Data` is never empty. Informational heads (1xx) may come before
+   the final response head.
+2. **After the end** `receive_batch` blocks until the other party leaves, and then raises. A party
+   that leaves is noticed by the connection's reader task, which cancels the scope given to
+   `DownstreamStream.watch`; no session needs a watcher of its own.
+3. **Backpressure.** `send` returns when the transport (or the window) took the events. Several
+   events in one call leave in one write. `receive_batch` gives all that is already decoded.
+4. **Cancellation.** A cancelled `receive_batch` loses nothing. A cancelled `send` costs the
+   exchange: the connection is never reused after it, for how much was sent is unknown.
+5. **Leaving** ``async with stream`` after both ends releases the connection; leaving earlier aborts
+   the exchange: the other party sees that the message was cut.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import trio
+
+from .._errors import ProxyError
+from .._info import ConnectionInfo
+from .._messages import RequestEvent, ResponseEvent
+
+SendT = TypeVar("SendT", contravariant=True)
+ReceiveT = TypeVar("ReceiveT", covariant=True)
+
+
+class MessageStream(ABC, Generic[SendT, ReceiveT]):
+    """One exchange of a request and its response; see the module's contract."""
+
+    #: Addresses and times of the connection that carries the exchange.
+    info: ConnectionInfo
+    #: Seconds without progress before a parked `send` gives up; `math.inf` for never.
+    write_timeout: float
+    #: Seconds before a parked `receive_batch` gives up; `math.inf` for never.
+    read_timeout: float
+
+    @abstractmethod
+    async def receive_batch(self) -> list[ReceiveT]:
+        """Return all events that are already decoded, at least one; park where there is none.
+
+        Raises:
+          ProxyError: the other party left, broke the protocol, or `read_timeout` passed.
+          trio.Cancelled: nothing is lost.
+        """
+
+    @abstractmethod
+    async def send(self, *events: SendT) -> None:
+        """Send events, in one write where that is possible.
+
+        Raises:
+          ProxyError: the other party left, the events do not form a message, or `write_timeout`
+            passed without progress.
+          trio.Cancelled: the exchange can only be aborted.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End the exchange: release its connection where both messages ended, else abort it."""
+
+    async def __aenter__(self) -> MessageStream[SendT, ReceiveT]:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class DownstreamStream(MessageStream[ResponseEvent, RequestEvent]):
+    """The client's side of an exchange: a request is received, its response is sent."""
+
+    #: Keep-alive of the connection behind this exchange: None closes it, else the seconds it may
+    #: be idle (`math.inf` for no limit). Means nothing where streams share a connection.
+    keepalive: float | None
+    #: Whether the client's half-close after its request counts as leaving.
+    abort_on_close: bool
+    #: Whether a response that starts before the request's end closes the connection.
+    close_on_early_response: bool
+    #: Seconds and bytes within which an unread rest of the request is dropped.
+    drain_timeout: float
+
+    @property
+    @abstractmethod
+    def request_complete(self) -> bool:
+        """Whether the request's end has been decoded, even if it was not taken yet."""
+
+    @property
+    @abstractmethod
+    def departure(self) -> ProxyError | None:
+        """Why the client counts as gone (source downstream), or None while it is there."""
+
+    @abstractmethod
+    def watch(self, scope: trio.CancelScope) -> None:
+        """Have the scope cancelled as soon as the client is gone (at once if it already is)."""
+
+    @abstractmethod
+    def unwatch(self) -> None:
+        """Forget the scope given to `watch`."""
+
+
+class UpstreamStream(MessageStream[RequestEvent, ResponseEvent]):
+    """The origin's side of an exchange: a request is sent, its response is received."""
+
+    #: Whether the connection had carried an exchange before this one.
+    reused: bool
+    #: Payload bytes of the response received so far.
+    body_bytes_received: int
+    #: Seconds that `send` was parked, waiting for the origin to read.
+    write_pending_time: float
+
+    @property
+    @abstractmethod
+    def anything_sent(self) -> bool:
+        """Whether a byte of this exchange's request may have reached the wire."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Return the descriptor of the connection's socket, or -1 where there is none."""

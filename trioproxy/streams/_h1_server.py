@@ -1,0 +1,441 @@
+"""HTTP/1.1 towards the client: a connection with its standing reader, and its exchanges.
+
+**Theory of operation.** One reader task per connection receives, feeds the codec and rings the
+consumer, as long as no more than `READ_AHEAD` bytes wait. It goes on reading while a session works
+on its response, so that a client that leaves is noticed at once: the cause is kept and the scope
+that the session gave to `watch` is cancelled. Bytes of a pipelined request stay undecoded in the
+codec until the exchange before it has ended (row H1-21). The exchanges of a connection run one
+after another in the task that calls `H1ServerConnection.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import attrs
+import trio
+
+from .._clock import http_date
+from .._errors import ErrorType, ProxyError
+from .._info import ConnectionInfo
+from .._messages import (
+    END,
+    Data,
+    RequestEvent,
+    ResponseEvent,
+    ResponseHeader,
+)
+from .._util import Bell
+from ..codec._h1 import RequestReader
+from ..codec._h1_write import reason_phrase
+from ..semantics._framing import MessageRefused
+from ..transport._byte_stream import ByteStream
+from ._abc import DownstreamStream
+from ._h1_write import MessageWriter
+from ._mailbox import ReadTimer
+
+READ_SIZE = 65536
+#: Decoded bytes that may wait for the session before the reader stops reading.
+READ_AHEAD = 65536
+
+Handler = Callable[[DownstreamStream], Awaitable[None]]
+#: Told of a request that was refused before any callback: status, reason, bytes of its start.
+OnRefused = Callable[[ConnectionInfo, int, str], None]
+
+
+@attrs.frozen(kw_only=True)
+class H1ServerOptions:
+    """Times (seconds, `math.inf` for none) and bounds of a downstream HTTP/1 connection."""
+
+    header_timeout: float = 15.0
+    idle_timeout: float = 60.0
+    body_timeout: float = 60.0
+    write_timeout: float = 60.0
+    drain_timeout: float = 2.0
+    drain_bytes: int = 262144
+    server_name: bytes = b"trioproxy"
+
+
+class H1ServerConnection:
+    """One accepted HTTP/1 connection."""
+
+    def __init__(
+        self,
+        transport: ByteStream,
+        info: ConnectionInfo,
+        reader: RequestReader,
+        options: H1ServerOptions,
+        on_refused: OnRefused = lambda _info, _status, _text: None,
+    ) -> None:
+        """Take over an accepted transport.
+
+        Args:
+          transport: The bytes.
+          info: Who is there.
+          reader: The request side of a codec.
+          options: Times and bounds.
+          on_refused: Called for each request that is refused before a session exists.
+        """
+        self.transport = transport
+        self.info = info
+        self.reader = reader
+        self.options = options
+        self.events: list[RequestEvent] = []
+        self.queued = 0
+        self.bell = Bell()
+        self.timer = ReadTimer()
+        self.refusal: MessageRefused | None = None
+        self.timed_out: str | None = None
+        self.broken: ProxyError | None = None
+        self.eof = False
+        self.draining = False
+        self._on_refused = on_refused
+        self._room = Bell()
+        self._exchange: H1DownstreamStream | None = None
+        self._head_started: float | None = None
+        self._waits_idle: trio.CancelScope | None = None
+
+    async def run(self, handler: Handler) -> None:
+        """Serve exchanges until the connection ends; the transport is closed when this returns."""
+        linger = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read_loop)
+                idle_timeout = self.options.header_timeout
+                while await self._next_head(idle_timeout):
+                    exchange = self._exchange = H1DownstreamStream(self)
+                    await handler(exchange)
+                    self._exchange = None
+                    if not await self._settle(exchange):
+                        linger = exchange.writer.finished
+                        break
+                    assert exchange.keepalive is not None
+                    idle_timeout = exchange.keepalive
+                if self.refusal is not None and self._exchange is None and not linger:
+                    linger = await self._refuse(self.refusal)
+                nursery.cancel_scope.cancel()
+            if linger and not self.eof and self.broken is None:
+                await self._linger()
+        finally:
+            self.transport.close_now()
+
+    def drain(self) -> None:
+        """Close now if no request is under way, else when its exchange has ended (row S-07)."""
+        self.draining = True
+        if self._exchange is None and self._head_started is None:
+            self.bell.ring()
+
+    # -- the reader ------------------------------------------------------------------------------
+
+    async def _read_loop(self) -> None:
+        while True:
+            with self.timer.scope():
+                await self._read()
+                return
+            # Only a deadline of the timer leads here; a moved one starts the next round.
+            if self.timer.expired():
+                self.timed_out = self.timer.what
+                self.timer.disarm()
+                self.bell.ring()
+                return
+
+    async def _read(self) -> None:
+        reader = self.reader
+        while True:
+            while self.queued >= READ_AHEAD or reader.leftover >= READ_AHEAD:
+                await self._room.wait()
+            try:
+                data = await self.transport.receive_some(READ_SIZE)
+            except trio.ClosedResourceError:
+                return
+            except ProxyError as exc:
+                self.broken = exc.into_down()
+                self._left()
+                return
+            if not data:
+                self.eof = True
+                self._left()
+                return
+            if self._exchange is None and self._head_started is None:
+                self._head_started = trio.current_time()
+                self.timer.at(self._head_started + self.options.header_timeout, "a request's head")
+            reader.feed(data)
+            self.decode()
+            if self.refusal is not None:
+                self.bell.ring()
+                return
+
+    def decode(self) -> None:
+        """Decode what can be decoded of the current message, and ring."""
+        reader = self.reader
+        if reader.done:
+            return
+        try:
+            batch = reader.events()
+        except MessageRefused as exc:
+            self.refusal = exc
+            return
+        if batch:
+            for event in batch:
+                if type(event) is Data:
+                    self.queued += len(event.data)
+            self.events += batch
+            self.bell.ring()
+
+    def take(self) -> list[RequestEvent]:
+        """Hand the decoded events over; the reader may go on."""
+        batch, self.events = self.events, []
+        if self.queued:
+            self.queued = 0
+            self._room.ring()
+        return batch
+
+    def _left(self) -> None:
+        self.bell.ring()
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.party_left()
+
+    @property
+    def departure(self) -> ProxyError | None:
+        """Why the client counts as gone for the current exchange, or None."""
+        if self.broken is not None:
+            return self.broken
+        if not self.eof:
+            return None
+        exchange = self._exchange
+        reader = self.reader
+        if not reader.done:
+            text = "the client closed the connection in the middle of its request"
+        elif reader.leftover == 0 and exchange is not None and exchange.abort_on_close:
+            text = "the client closed the connection before its response"
+        else:
+            return None
+        error = ProxyError.explain(ErrorType.ConnectionClosed, text)
+        return error.into_down()
+
+    # -- between exchanges -----------------------------------------------------------------------
+
+    async def _next_head(self, idle_timeout: float) -> bool:
+        """Wait for the next request's head; False where the connection should close."""
+        options = self.options
+        self.decode()  # a pipelined request may lie in the codec
+        while not self.events:
+            if self.refusal is not None or self.broken is not None or self.eof:
+                return False
+            if self.timed_out is not None:
+                if self._head_started is not None:
+                    self.refusal = MessageRefused(408, "the request's head took too long")
+                return False
+            if self._head_started is not None or self.reader.started:
+                if self._head_started is None:
+                    self._head_started = trio.current_time()
+                self.timer.at(self._head_started + options.header_timeout, "a request's head")
+            elif self.draining:
+                return False
+            else:
+                self.timer.arm(idle_timeout, "the next request")
+            await self.bell.wait()
+        self.timer.disarm()
+        self._head_started = None
+        return True
+
+    async def _settle(self, exchange: H1DownstreamStream) -> bool:
+        """Bring the connection into the state for its next request; False where it must close."""
+        if not exchange.writer.finished or exchange.broken:
+            return False
+        if exchange.told_close or exchange.keepalive is None:
+            return False
+        if not self.reader.done and not await self._drain(exchange.drain_timeout):
+            return False
+        if self.refusal is not None or self.broken is not None:
+            return False
+        self.take()
+        self.reader.next_message()
+        self._room.ring()
+        return True
+
+    async def _drain(self, timeout: float) -> bool:
+        """Read the unread rest of a request within the bounds of row H1-22."""
+        dropped = 0
+        with trio.move_on_after(timeout):
+            while not self.reader.done:
+                dropped += self.queued
+                self.take()
+                if dropped > self.options.drain_bytes or self.refusal or self.eof or self.broken:
+                    return False
+                await self.bell.wait()
+            return True
+        return False
+
+    async def _refuse(self, refusal: MessageRefused) -> bool:
+        """Answer a request that no session will see; True when the answer went out."""
+        self._on_refused(self.info, refusal.status, str(refusal))
+        body = (str(refusal.text) + "\n").encode("latin-1", "replace")
+        head = (
+            b"HTTP/1.1 %d %s\r\nServer: %s\r\nDate: %s\r\nContent-Type: text/plain\r\n"
+            b"Content-Length: %d\r\nCache-Control: private, no-store\r\nConnection: close\r\n\r\n"
+        ) % (
+            refusal.status,
+            reason_phrase(refusal.status),
+            self.options.server_name,
+            http_date(),
+            len(body),
+        )
+        try:
+            await self.transport.send_parts([head, body], self.options.drain_timeout)
+        except (ProxyError, trio.ClosedResourceError):
+            return False
+        return True
+
+    async def _linger(self) -> None:
+        """Half-close and drop what still comes, or a reset would destroy the answer (H1-31)."""
+        dropped = 0
+        with trio.move_on_after(self.options.drain_timeout):
+            try:
+                await self.transport.send_eof()
+                while dropped <= self.options.drain_bytes:
+                    data = await self.transport.receive_some(READ_SIZE)
+                    if not data:
+                        break
+                    dropped += len(data)
+            except (ProxyError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+
+class H1DownstreamStream(DownstreamStream):
+    """One exchange on an `H1ServerConnection`."""
+
+    __slots__ = (
+        "_connection",
+        "_head_only",
+        "_old_client",
+        "_over",
+        "_scope",
+        "abort_on_close",
+        "broken",
+        "close_on_early_response",
+        "drain_timeout",
+        "info",
+        "keepalive",
+        "read_timeout",
+        "told_close",
+        "write_timeout",
+        "writer",
+    )
+
+    def __init__(self, connection: H1ServerConnection) -> None:
+        options = connection.options
+        self._connection = connection
+        self.info = connection.info
+        self.keepalive = options.idle_timeout
+        self.abort_on_close = True
+        self.close_on_early_response = True
+        self.drain_timeout = options.drain_timeout
+        self.read_timeout = options.body_timeout
+        self.write_timeout = options.write_timeout
+        self.writer = MessageWriter()
+        self.told_close = False
+        self.broken = False
+        self._scope: trio.CancelScope | None = None
+        self._over = False
+        head = connection.events[0]
+        facts = getattr(head, "facts", None)
+        self._head_only = getattr(head, "method", "") == "HEAD"
+        self._old_client = getattr(head, "version", "") == "HTTP/1.0"
+        if facts is not None and (facts.close or (self._old_client and not facts.keep_alive)):
+            self.keepalive = None
+            self.told_close = True
+
+    @property
+    def request_complete(self) -> bool:
+        """Whether the request's end has been decoded."""
+        return self._connection.reader.done
+
+    @property
+    def departure(self) -> ProxyError | None:
+        """Why the client counts as gone, or None."""
+        return self._connection.departure
+
+    def watch(self, scope: trio.CancelScope) -> None:
+        """Cancel the scope when the client leaves."""
+        self._scope = scope
+        if self._connection.eof or self._connection.broken is not None:
+            self.party_left()
+
+    def unwatch(self) -> None:
+        """Forget the scope."""
+        self._scope = None
+
+    def party_left(self) -> None:
+        """Cancel the session, where the client counts as gone."""
+        if self._scope is not None and self.departure is not None:
+            self._scope.cancel()
+
+    async def receive_batch(self) -> list[RequestEvent]:
+        """Return what is decoded of the request; see `MessageStream.receive_batch`."""
+        connection = self._connection
+        while not connection.events:
+            refusal = connection.refusal
+            if refusal is not None:
+                raise ProxyError.because(
+                    ErrorType.HTTPStatus(refusal.status), str(refusal), refusal
+                ).into_down()
+            departure = connection.departure
+            if departure is not None:
+                raise departure
+            if connection.timed_out is not None:
+                cause = ProxyError.explain(ErrorType.ReadTimedout, connection.timed_out)
+                raise ProxyError.because(
+                    ErrorType.HTTPStatus(408), "the request's content took too long", cause
+                ).into_down()
+            if not self._over:
+                connection.timer.arm(self.read_timeout, "more of the request's content")
+            await connection.bell.wait()
+        connection.timer.disarm()
+        batch = connection.take()
+        last = batch[-1]
+        if last is END or getattr(last, "end", False):
+            self._over = True
+        return batch
+
+    async def send(self, *events: ResponseEvent) -> None:
+        """Send events of the response; see `MessageStream.send`."""
+        connection = self._connection
+        if type(events[0]) is ResponseHeader and events[0].status >= 200:
+            self._decide_close()
+        parts = self.writer.response(
+            events,
+            bodiless=self._head_only,
+            old_client=self._old_client,
+            connection=b"close" if self.told_close else b"keep-alive",
+        )
+        if self._old_client and self.writer.framing is not None and self.writer.closes:
+            self.told_close = True
+        if not parts:
+            return
+        self.broken = True  # until the write is whole (row S-04)
+        try:
+            await connection.transport.send_parts(parts, self.write_timeout)
+        except trio.ClosedResourceError as exc:
+            raise ProxyError.because(ErrorType.ConnectionClosed, "closed", exc).into_down() from exc
+        except ProxyError as exc:
+            exc.as_down()
+            raise
+        self.broken = False
+
+    def _decide_close(self) -> None:
+        """Decide, before the head goes out, whether the connection survives (row H1-22)."""
+        connection = self._connection
+        if (
+            self.keepalive is None
+            or connection.draining
+            or connection.eof
+            or connection.refusal is not None
+            or (self.close_on_early_response and not connection.reader.done)
+        ):
+            self.told_close = True
+
+    async def aclose(self) -> None:
+        """Leave the exchange; the connection settles or closes by itself."""
+        self._scope = None

@@ -1,0 +1,1 @@
+"""Connections to origins: made, leased, kept idle, watched."""
