@@ -212,8 +212,12 @@ class Engine:
         try:
             session.phase = "upstream_peer"
             peer: HttpPeer = await filters.upstream_peer(session, ctx)
+            if not isinstance(peer, HttpPeer):
+                raise TypeError(f"upstream_peer returned {peer!r}: an HttpPeer is right")
         except Exception as exc:  # that attempt's error; its own retry mark decides
-            return as_proxy_error(exc, session)
+            error = as_proxy_error(exc, session)
+            error.decide_reuse(False)
+            return error
         session.peer_name = peer.name
         try:
             lease = await self._services.pool.lease(peer, fresh=fresh)
@@ -316,6 +320,10 @@ class Engine:
         self, session: Session, ctx: Any, error: ProxyError, *, before_upstream: bool
     ) -> None:
         """Give the request its error response, or its abort, and the log its line."""
+        if session.failed:  # the client left while it ran
+            return
+        session.failed = True
+        started = session.response_started()
         session.phase = "fail_to_proxy"
         try:
             outcome: FailToProxy = await self._filters.fail_to_proxy(session, error, ctx)
@@ -325,8 +333,8 @@ class Engine:
             await self._answer_plainly(session, 500)
         if not (before_upstream and outcome.can_reuse_downstream):
             session.downstream_session.keepalive = None
-        if session.response_started() and not session.response_finished() and before_upstream:
-            try:
+        if session.response_started() and not started:
+            try:  # a head of its own without an end; what was cut before stays cut
                 await session.finish()
             except ProxyError:
                 session.downstream_session.keepalive = None

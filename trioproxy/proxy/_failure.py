@@ -14,21 +14,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("trioproxy")
 
 
-def as_proxy_error(exc: BaseException, session: Session) -> ProxyError:
+def as_proxy_error(exc: BaseException, session: Session, phase: str | None = None) -> ProxyError:
     """Return the `ProxyError` for an exception that left a callback or a stream.
 
     A `ProxyError` stays itself. Anything else is a mistake in a callback: it becomes an internal
     error with the exception as its cause, and its traceback is logged here, once.
+
+    Args:
+      exc: What was raised.
+      session: Whose it is; its phase names the callback.
+      phase: The callback's name, where the session's phase may be that of the other direction.
     """
+    name = phase or session.phase or "a callback"
     exc = unwrap(exc)
     if isinstance(exc, ProxyError):
         return exc
-    log.error(
-        "%s raised %s: %s", session.phase or "a callback", type(exc).__name__, exc, exc_info=exc
-    )
-    error = ProxyError.because(
-        ErrorType.InternalError, f"{session.phase or 'a callback'} raised an exception", exc
-    )
+    log.error("%s raised %s: %s", name, type(exc).__name__, exc, exc_info=exc)
+    error = ProxyError.because(ErrorType.InternalError, f"{name} raised an exception", exc)
     error.esource = ErrorSource.INTERNAL
     error.retry = RetryType.Decided(False)
     return error

@@ -75,21 +75,23 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> None:
         await pump_response(exchange)
         return
     nursery.start_soon(_upload, exchange)
-    failure: ProxyError | None = None
-    try:
-        with exchange.response_scope:
-            try:
-                await pump_response(exchange)
-            except ProxyError as exc:
-                failure = exc
-    finally:
-        # Neither connection may be given back while the request pump still runs.
-        exchange.upload_scope.cancel()
+    failure: Exception | None = None
+    with exchange.response_scope:
+        try:
+            await pump_response(exchange)
+        except Exception as exc:  # raised again below, when the other pump has ended
+            failure = exc
+    # Neither connection may be given back while the request pump still runs.
+    exchange.upload_scope.cancel()
     await exchange.upload_done.wait()
     if exchange.upload_error is not None:
         raise exchange.upload_error
     if failure is not None:
-        if exchange.send_error is not None and failure.esource is ErrorSource.UPSTREAM:
+        if (
+            exchange.send_error is not None
+            and isinstance(failure, ProxyError)
+            and failure.esource is ErrorSource.UPSTREAM
+        ):
             raise exchange.send_error
         raise failure
 
@@ -119,7 +121,7 @@ async def _upload(exchange: Exchange) -> None:
         with exchange.upload_scope:
             await pump_request(exchange)
     except Exception as exc:  # the attempt fails with it, in the task that owns the attempt
-        exchange.upload_error = as_proxy_error(exc, exchange.session)
+        exchange.upload_error = as_proxy_error(exc, exchange.session, "request_body_filter")
         exchange.response_scope.cancel()
     finally:
         exchange.upload_done.set()

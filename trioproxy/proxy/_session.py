@@ -46,8 +46,8 @@ class Session:
         "_services",
         "downstream_session",
         "error",
+        "failed",
         "held",
-        "ignore_downstream_range",
         "peer_name",
         "phase",
         "started",
@@ -76,6 +76,8 @@ class Session:
         self.started = trio.current_time()
         self.phase = ""
         self.error: ProxyError | None = None
+        #: Whether `fail_to_proxy` has been called.
+        self.failed = False
         #: The peer whose connection the running attempt holds, and whether it was reused.
         self.held: tuple[HttpPeer, bool] | None = None
         self.peer_name: str | None = None

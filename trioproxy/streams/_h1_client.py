@@ -100,7 +100,9 @@ class H1ClientConnection:
 
     async def _read(self) -> None:
         while not self.dead:
-            if self._stepped_aside:
+            if self._stepped_aside or self.reader.leftover:
+                # The consumer reads, or nobody does: bytes behind a response are never taken in
+                # without bound, they only cost the connection (row U1-03).
                 await self._resume.wait()
                 continue
             try:
@@ -237,7 +239,9 @@ class H1ClientConnection:
     def close(self) -> None:
         """Close the connection at once; its reader ends by itself."""
         self.dead = True
+        self._stepped_aside = False
         self.transport.close_now()
+        self._resume.ring()
 
 
 class H1UpstreamStream(UpstreamStream):

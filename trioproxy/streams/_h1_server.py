@@ -36,7 +36,7 @@ from ._mailbox import ReadTimer
 
 READ_SIZE = 65536
 #: Decoded bytes that may wait for the session before the reader stops reading.
-READ_AHEAD = 65536
+READ_AHEAD = 32768
 
 Handler = Callable[[DownstreamStream], Awaitable[None]]
 #: Told of a request that was refused before any callback: status, reason, bytes of its start.
@@ -391,8 +391,10 @@ class H1DownstreamStream(DownstreamStream):
                 ).into_down()
             if not self._over:
                 connection.timer.arm(self.read_timeout, "more of the request's content")
-            await connection.bell.wait()
-        connection.timer.disarm()
+            try:
+                await connection.bell.wait()
+            finally:
+                connection.timer.disarm()
         batch = connection.take()
         last = batch[-1]
         if last is END or getattr(last, "end", False):
@@ -402,8 +404,11 @@ class H1DownstreamStream(DownstreamStream):
     async def send(self, *events: ResponseEvent) -> None:
         """Send events of the response; see `MessageStream.send`."""
         connection = self._connection
-        if type(events[0]) is ResponseHeader and events[0].status >= 200:
-            self._decide_close()
+        for event in events:
+            if type(event) is not ResponseHeader:
+                break
+            if event.status >= 200:
+                self._decide_close()
         parts = self.writer.response(
             events,
             bodiless=self._head_only,
@@ -430,7 +435,7 @@ class H1DownstreamStream(DownstreamStream):
         if (
             self.keepalive is None
             or connection.draining
-            or connection.eof
+            or (connection.eof and not connection.reader.leftover)
             or connection.refusal is not None
             or (self.close_on_early_response and not connection.reader.done)
         ):
