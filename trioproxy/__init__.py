@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import get_annotations as _get_annotations
+
 from ._config import Listener as Listener
 from ._config import ServerConf as ServerConf
 from ._errors import ErrorSource as ErrorSource
@@ -22,3 +24,19 @@ from .proxy._session import Session as Session
 from .server import Running as Running
 from .server import run as run
 from .server import serve as serve
+
+
+def _publish(names: dict[str, object]) -> None:
+    """Give public names their public path, which tracebacks, reprs and pickles then show.
+
+    Annotations are evaluated before, for they can be only where their module's names are.
+    """
+    for name, value in names.items():
+        if name.startswith("_") or not getattr(value, "__module__", "").startswith("trioproxy."):
+            continue
+        if isinstance(value, type) and "__annotations__" in vars(value):
+            value.__annotations__ = _get_annotations(value, eval_str=True)
+        value.__module__ = __name__
+
+
+_publish(dict(globals()))
