@@ -158,12 +158,13 @@ class Listener:
                 raise wrong
             object.__setattr__(self, "path", path)
             return
-        host, colon, digits = address.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
+        host, _, digits = address.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed:
             host = host[1:-1]
-        elif ":" in host:
+        if not host or bracketed != (":" in host) or re.search(r"[\s/@\0]", host):
             raise wrong
-        if not colon or not host or not digits.isdecimal() or int(digits) > 65535:
+        if not re.fullmatch(r"[0-9]{1,5}", digits) or int(digits) > 65535:
             raise wrong
         object.__setattr__(self, "host", host)
         object.__setattr__(self, "port", int(digits))

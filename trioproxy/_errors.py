@@ -28,10 +28,13 @@ class ErrorType:
     Attributes:
       name: The kind's name.
       code: The status of an `HTTPStatus`, the number of a custom kind with one, else None.
+      custom: Whether it is a `Custom` kind: one that happens to be named ``HTTPStatus`` is still
+        no HTTP status.
     """
 
     name: str
     code: int | None = None
+    custom: bool = attrs.field(default=False, kw_only=True, repr=False)
 
     ConnectTimedout: ClassVar[ErrorType]
     ConnectRefused: ClassVar[ErrorType]
@@ -81,16 +84,25 @@ class ErrorType:
     @staticmethod
     def Custom(name: str, code: int | None = None) -> ErrorType:
         """Return a kind of your own, with a number where it needs one."""
-        return ErrorType(name, code)
+        return ErrorType(name, code, custom=True)
 
     def __str__(self) -> str:
         return self.name if self.code is None else f"{self.name} (code: {self.code})"
 
 
+# What the seed predefines as Custom kinds.
+_CUSTOM = {
+    "InvalidChunk",
+    "InvalidTrailerEnd",
+    "PrematureBodyEnd",
+    "IncompleteHttpBody",
+    "PingTimedout",
+    "CompressionError",
+}
 for _name in ErrorType.__annotations__:
-    if _name not in ("name", "code"):
-        setattr(ErrorType, _name, ErrorType(_name))
-ErrorType.ResponseTooLarge = ErrorType("response too large")
+    if _name not in ("name", "code", "custom"):
+        setattr(ErrorType, _name, ErrorType(_name, custom=_name in _CUSTOM))
+ErrorType.ResponseTooLarge = ErrorType.Custom("response too large")
 
 
 @attrs.frozen
@@ -129,6 +141,8 @@ class RetryType:
 _YES = RetryType(True)
 _NO = RetryType(False)
 RetryType.ReusedOnly = RetryType(None)
+# Equal to Decided(False), but not the same object: nobody has set a mark, so a cause's counts.
+_UNMARKED = RetryType(False)
 
 
 @attrs.define(eq=False, slots=False, str=False)
@@ -138,14 +152,15 @@ class ProxyError(Exception):
     Attributes:
       etype: What kind it is.
       esource: On whose side it arose.
-      retry: Whether the attempt may be repeated.
+      retry: Whether the attempt may be repeated. Where it is not given, the mark of a cause that
+        is a `ProxyError` is taken over, else it is ``Decided(False)``.
       context: What was being done, for the log.
       cause: The error behind it.
     """
 
     etype: ErrorType
     esource: ErrorSource = ErrorSource.UNSET
-    retry: RetryType = _NO
+    retry: RetryType = _UNMARKED
     context: str | None = None
     cause: BaseException | None = None
 
@@ -154,8 +169,8 @@ class ProxyError(Exception):
         cause = self.cause
         if cause is not None:
             self.__cause__ = cause
-            if isinstance(cause, ProxyError) and self.retry is _NO:
-                self.retry = cause.retry
+        if self.retry is _UNMARKED:
+            self.retry = cause.retry if isinstance(cause, ProxyError) else _NO
 
     # -- constructors ----------------------------------------------------------------------------
 

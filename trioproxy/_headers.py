@@ -12,9 +12,16 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\r\n\0]")
 
 
+def _octets(text: object) -> bytes:
+    # bytes(5) is five NULs, and bytes(0) nothing: a number must not pass for a field's value.
+    if not isinstance(text, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{text!r} is not text for a field: str or bytes is")
+    return bytes(text)
+
+
 def _name(name: Text) -> bytes:
     try:
-        raw = name.encode("ascii") if isinstance(name, str) else bytes(name)
+        raw = name.encode("ascii") if isinstance(name, str) else _octets(name)
     except UnicodeEncodeError:
         raw = b""
     if not _TOKEN.fullmatch(raw):
@@ -30,14 +37,14 @@ def _value(value: Text) -> bytes:
             raise ValueError(
                 f"{value!r} is not a field value: encode it to bytes yourself, str is latin-1"
             ) from None
-    raw = bytes(value).strip(b" \t")
+    raw = _octets(value).strip(b" \t")
     if _BAD_VALUE.search(raw):
         raise ValueError(f"{value!r} is not a field value: it has CR, LF or NUL in it")
     return raw
 
 
 def _lower(name: Text) -> bytes:
-    return (name.encode("latin-1", "replace") if isinstance(name, str) else bytes(name)).lower()
+    return (name.encode("latin-1", "replace") if isinstance(name, str) else _octets(name)).lower()
 
 
 class Headers:
@@ -45,7 +52,8 @@ class Headers:
 
     Names and values are bytes on the wire and are accepted as `str` and `bytes`; `get` and its kin
     return `str` (latin-1, so nothing is lost). Blanks around a value are dropped; CR, LF and NUL
-    are refused with `ValueError`, and so is a name that is not a token.
+    are refused with `ValueError`, and so is a name that is not a token. What is neither `str` nor
+    `bytes`, a number say, is a `TypeError`.
     """
 
     __slots__ = ("fields",)

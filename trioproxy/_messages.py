@@ -11,7 +11,8 @@ import attrs
 from ._headers import Headers, Text
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
+# Controls, space, "#", "\" and what is not ASCII: refused from the wire too (row H1-15).
+_BAD_TARGET = re.compile(rb"[^\x21\x22\x24-\x5b\x5d-\x7e]")
 _BAD_REASON = re.compile(rb"[\r\n\0]")
 
 HeaderItems = Headers | Mapping[str, Text] | Iterable[tuple[Text, Text]]
@@ -76,6 +77,20 @@ class ResponseFacts:
     until_close: bool = False
 
 
+def _target(target: Text) -> bytes:
+    if isinstance(target, str):
+        # What is not ASCII must not become "?" here: that would start a query.
+        raw = target.encode("ascii") if target.isascii() else b""
+    else:
+        raw = bytes(target)
+    if not raw or _BAD_TARGET.search(raw):
+        raise ValueError(
+            f"{target!r} is not a request target: visible ASCII without '#' and '\\' is, the rest "
+            "is percent-encoded (urllib.parse.quote)"
+        )
+    return raw
+
+
 class RequestHeader:
     """The head of a request: mutable, which is how a filter rewrites.
 
@@ -105,8 +120,7 @@ class RequestHeader:
         scheme: str = "http",
     ) -> None:
         self.method = method
-        self._target = b"/"
-        self.target = target.encode("ascii", "replace") if isinstance(target, str) else target
+        self._target = _target(target)
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
         self.version = version
         self.scheme = scheme
@@ -149,10 +163,8 @@ class RequestHeader:
         return self._target
 
     @target.setter
-    def target(self, target: bytes) -> None:
-        if not target or _BAD_TARGET.search(target):
-            raise ValueError(f"{target!r} is not a request target: visible ASCII is")
-        self._target = bytes(target)
+    def target(self, target: Text) -> None:
+        self._target = _target(target)
 
     @property
     def path(self) -> str:
@@ -164,7 +176,9 @@ class RequestHeader:
         query = self.query
         if "?" in path:
             raise ValueError(f"{path!r} has a '?' in it: set query apart from path")
-        self.target = (path if query is None else f"{path}?{query}").encode("latin-1", "replace")
+        if path != "*" and not path.startswith("/"):
+            raise ValueError(f"{path!r} is not a path: it starts with '/', or is '*'")
+        self._target = _target(path if query is None else f"{path}?{query}")
 
     @property
     def query(self) -> str | None:
@@ -175,7 +189,7 @@ class RequestHeader:
     @query.setter
     def query(self, query: str | None) -> None:
         path = self.path
-        self.target = (path if query is None else f"{path}?{query}").encode("latin-1", "replace")
+        self._target = _target(path if query is None else f"{path}?{query}")
 
     @property
     def authority(self) -> str:
@@ -211,7 +225,10 @@ class RequestHeader:
 
 def _reason(reason: Text | None) -> bytes | None:
     if isinstance(reason, str):
-        reason = reason.encode("latin-1")
+        try:
+            reason = reason.encode("latin-1")
+        except UnicodeEncodeError:
+            raise ValueError(f"{reason!r} is not a reason phrase: str is latin-1") from None
     if reason is not None and _BAD_REASON.search(reason):
         raise ValueError(f"{reason!r} is not a reason phrase: it has CR, LF or NUL in it")
     return reason

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Hashable
 
 import attrs
 
+# What a Host field may hold; an international name comes as punycode.
+_HOST_NAME = re.compile(r"[A-Za-z0-9\-._~!$&'()*+;=%]+")
+
+_DIGITS = re.compile(r"[0-9]{1,9}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
 
 def _seconds(_instance: object, attribute: attrs.Attribute[float | None], value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+    if value is not None and not (_number(value) and value > 0):  # type: ignore[operator]  # a number
         raise ValueError(
-            f"{attribute.name}={value!r}: seconds, 0 or more, are right; None takes the server's "
-            "default and math.inf means none"
+            f"{attribute.name}={value!r}: seconds above 0 are right; None takes the server's "
+            "default and math.inf means no limit"
         )
+
+
+def _idle_seconds(
+    _instance: object, attribute: attrs.Attribute[float | None], value: object
+) -> None:
+    if value is not None and not (_number(value) and value >= 0):  # type: ignore[operator]  # a number
+        raise ValueError(
+            f"{attribute.name}={value!r}: seconds are right, 0 to disable pooling; None takes the "
+            "server's default and math.inf means no limit"
+        )
+
+
+def _valid_host(host: object) -> bool:
+    if not isinstance(host, str):
+        return False
+    if ":" not in host:
+        return _HOST_NAME.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return re.fullmatch(r"[!-~]+", host) is not None  # a zone may be anything as ipaddress sees it
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +64,7 @@ class PeerOptions:
     connection_timeout: float | None = attrs.field(default=None, validator=_seconds)
     read_timeout: float | None = attrs.field(default=None, validator=_seconds)
     write_timeout: float | None = attrs.field(default=None, validator=_seconds)
-    idle_timeout: float | None = attrs.field(default=None, validator=_seconds)
+    idle_timeout: float | None = attrs.field(default=None, validator=_idle_seconds)
 
 
 @attrs.frozen
@@ -66,12 +97,17 @@ class HttpPeer:
         if self.scheme != "http":
             raise ValueError(f"scheme={self.scheme!r}: 'http' is right")
         if self.path is None:
-            if not self.host or any(c in self.host for c in "/@ \r\n\0"):
-                raise ValueError(f"host={self.host!r}: a host name or an IP address is right")
-            if self.port is None or not 0 < self.port < 65536:
+            if not _valid_host(self.host):
+                raise ValueError(
+                    f"host={self.host!r}: a host name (ASCII) or an IP address without brackets is "
+                    "right"
+                )
+            if type(self.port) is not int or not 0 < self.port < 65536:
                 raise ValueError(f"port={self.port!r}: 1 to 65535 is right")
         elif self.host is not None or self.port is not None:
             raise ValueError("a peer has host and port, or the path of a unix socket, not both")
+        elif not self.path or not isinstance(self.path, str):
+            raise ValueError(f"path={self.path!r}: the path of a unix socket is right")
         object.__setattr__(
             self,
             "reuse_key",
@@ -105,13 +141,13 @@ class HttpPeer:
         host, port = rest, 80 if mark else None
         if rest.startswith("["):
             host, closing, tail = rest[1:].partition("]")
-            if not closing or (tail and not tail.startswith(":")):
+            if not closing or ":" not in host or (tail and not tail.startswith(":")):
                 raise ValueError(f"{url!r} is not an origin: http://[v6]:port is right")
             digits = tail[1:]
         else:
             host, _, digits = rest.partition(":")
         if digits:
-            if not digits.isdecimal() or not 0 < int(digits) < 65536:
+            if not _DIGITS.fullmatch(digits) or not 0 < int(digits) < 65536:
                 raise ValueError(f"{url!r} has no such port: 1 to 65535 is right")
             port = int(digits)
         elif port is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._headers import Headers
-from .._messages import RequestHeader, ResponseHeader
-from ._framing import HOP_BY_HOP
+from .._headers import Field, Headers
+from .._messages import RequestFacts, RequestHeader, ResponseFacts, ResponseHeader
+from ._framing import HOP_BY_HOP, nominated_by
 
 # Trailer fields that mean framing, routing, authentication, caching or content (row H1-20).
 _NOT_IN_TRAILERS = frozenset(
@@ -12,8 +12,20 @@ _NOT_IN_TRAILERS = frozenset(
     b"cache-control content-type content-encoding content-range keep-alive proxy-connection upgrade "
     b"proxy-authorization proxy-authenticate www-authenticate expect max-forwards pragma range "
     b"if-match if-none-match if-modified-since if-unmodified-since if-range age expires date "
-    b"location retry-after vary warning forwarded via http2-settings".split()
+    b"location retry-after vary warning forwarded via http2-settings x-real-ip "
+    b"cdn-cache-control".split()
 )
+
+
+def _end_to_end(fields: list[Field], facts: RequestFacts | ResponseFacts | None) -> list[Field]:
+    if facts is not None:
+        nominated = facts.nominated
+    else:  # a head made by hand: nobody has looked at its Connection yet
+        values = [value for name, _, value in fields if name == b"connection"]
+        tokens = [token.strip(b" \t").lower() for value in values for token in value.split(b",")]
+        nominated = nominated_by(tokens)
+    drop = HOP_BY_HOP.union(nominated)
+    return [field for field in fields if field[0] not in drop]
 
 
 def to_upstream(request: RequestHeader) -> RequestHeader:
@@ -26,8 +38,7 @@ def to_upstream(request: RequestHeader) -> RequestHeader:
     facts = request.facts
     copy = request.copy()
     if facts is None or facts.hop_by_hop:
-        drop = HOP_BY_HOP if facts is None else HOP_BY_HOP.union(facts.nominated)
-        copy.headers.fields = [field for field in copy.headers.fields if field[0] not in drop]
+        copy.headers.fields = _end_to_end(copy.headers.fields, facts)
     return copy
 
 
@@ -35,20 +46,17 @@ def strip_response(response: ResponseHeader) -> None:
     """Remove the hop-by-hop fields of a response, in place."""
     facts = response.facts
     if facts is None or facts.hop_by_hop:
-        drop = HOP_BY_HOP if facts is None else HOP_BY_HOP.union(facts.nominated)
-        headers = response.headers
-        headers.fields = [field for field in headers.fields if field[0] not in drop]
+        response.headers.fields = _end_to_end(response.headers.fields, facts)
 
 
 def filter_trailers(trailers: Headers) -> Headers:
     """Return the trailers that may be forwarded (RFC 9110 section 6.5.1)."""
-    return Headers.trusted(
-        [
-            field
-            for field in trailers.fields
-            if field[0] not in _NOT_IN_TRAILERS and not field[0].startswith(b"x-forwarded-")
-        ]
-    )
+    return Headers.trusted([field for field in trailers.fields if _may_trail(field[0])])
+
+
+def _may_trail(name: bytes) -> bool:
+    name = name.replace(b"_", b"-")  # as some receivers read it (row H1-18)
+    return name not in _NOT_IN_TRAILERS and not name.startswith(b"x-forwarded-")
 
 
 def set_forwarded(
@@ -92,7 +100,8 @@ def append_forwarded(headers: Headers, *, client: str | None, proto: str, host: 
     node = f'"[{address}]"' if ":" in address else address
     element = f"for={node};proto={proto}"
     if host:
-        element += f';host="{host}"'
+        quoted = host.replace("\\", "\\\\").replace('"', '\\"')
+        element += f';host="{quoted}"'
     before = headers.get_all("forwarded")
     headers.set("Forwarded", ", ".join([*before, element]))
 

@@ -98,7 +98,8 @@ def valid_host(host: bytes) -> bool:
     return not port or int(port) <= 65535
 
 
-def _nominated(tokens: list[bytes]) -> tuple[bytes, ...]:
+def nominated_by(tokens: list[bytes]) -> tuple[bytes, ...]:
+    """Return the fields that Connection's members take away (row H1-19)."""
     return tuple(
         token
         for token in tokens
@@ -209,7 +210,7 @@ def check_request(
     if connection is not None:
         facts.close = b"close" in connection
         facts.keep_alive = b"keep-alive" in connection
-        facts.nominated = _nominated(connection)
+        facts.nominated = nominated_by(connection)
     facts.hop_by_hop = hop
     if method == b"CONNECT":
         raise MessageRefused(405, "CONNECT is not offered here")  # H1-26
@@ -324,7 +325,7 @@ def check_response(
     if connection is not None:
         facts.close = b"close" in connection
         facts.keep_alive = b"keep-alive" in connection
-        facts.nominated = _nominated(connection)
+        facts.nominated = nominated_by(connection)
     facts.hop_by_hop = hop
     if status < 200:
         facts.has_body = False  # framing fields in a 1xx mean nothing (U1-06)

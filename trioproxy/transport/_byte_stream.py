@@ -18,6 +18,8 @@ from .._errors import ErrorType, ProxyError
 
 #: Parts that are together smaller than this are joined for one plain send.
 SMALL = 16384
+#: More parts than this are joined whatever their size: the kernel takes 1,024 in one call.
+MANY = 64
 SLICE = 65536
 
 
@@ -115,7 +117,7 @@ class SocketStream(ByteStream):
                     await self._send_rest([data], sent, timeout)
                 return
             total = sum(map(len, parts))
-            if total <= SMALL:
+            if total <= SMALL or len(parts) > MANY:
                 data = b"".join(parts)
                 sent = self._try_send(data)
                 if sent != total:
@@ -235,11 +237,16 @@ class StreamAdapter(ByteStream):
         if self._closed:
             return
         self._closed = True
-        close = getattr(self._stream, "close", None)
-        if close is not None:
-            close()
-            return
-        for half in ("send_stream", "receive_stream"):
-            part = getattr(self._stream, half, None)
-            if part is not None and hasattr(part, "close"):
-                part.close()
+        _close_by_force(self._stream)
+
+
+def _close_by_force(stream: object) -> None:
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
+        return
+    # What a stapled, a TLS and a socket stream of Trio's wrap.
+    for inner in ("send_stream", "receive_stream", "transport_stream", "socket"):
+        part = getattr(stream, inner, None)
+        if part is not None:
+            _close_by_force(part)

@@ -18,6 +18,9 @@ from ._listen import address_text
 
 #: Seconds before the next address is tried beside the ones under way (RFC 8305 section 5).
 STAGGER = 0.25
+#: Seconds between tries at a unix socket whose queue is full: nothing tells when it has room.
+QUEUE_FULL = 0.01
+_UNDER_WAY = (errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS))
 
 Address = tuple[int, Any]
 
@@ -60,9 +63,8 @@ async def connect(
     if sock is None:
         text = f"connecting to {name}"
         if scope.cancelled_caught:
-            error = ProxyError.explain(
-                ErrorType.ConnectTimedout, f"{text}: no answer in {connect_timeout:g} s"
-            )
+            errors.append(f"no answer in {connect_timeout:g} s")
+            error = ProxyError.explain(ErrorType.ConnectTimedout, f"{text}: {'; '.join(errors)}")
         else:
             cause = causes[-1]
             error = ProxyError.because(
@@ -154,12 +156,17 @@ async def _first(
         else:
             sock.close()
 
-    async with trio.open_nursery() as nursery:
-        for address in addresses:
-            failed = trio.Event()
-            nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
-            with trio.move_on_after(STAGGER if address is not addresses[-1] else math.inf):
-                await failed.wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
+                with trio.move_on_after(STAGGER if address is not addresses[-1] else math.inf):
+                    await failed.wait()
+    except BaseException:
+        if winner is not None:  # cancelled between the race's end and here
+            winner.close()
+        raise
     return winner
 
 
@@ -170,7 +177,10 @@ async def _try(address: Address, errors: list[str], causes: list[OSError]) -> so
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         code = sock.connect_ex(where)
-        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN):
+        while code == errno.EAGAIN and family == socket.AF_UNIX:
+            await trio.sleep(QUEUE_FULL)
+            code = sock.connect_ex(where)
+        if code in _UNDER_WAY:
             await trio.lowlevel.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:

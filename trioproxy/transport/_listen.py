@@ -124,6 +124,7 @@ def _remove_stale(path: str) -> None:
     except OSError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full queue must not stop the loop, and says that it is alive
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -145,11 +146,14 @@ async def open_listeners(listener: Listener) -> list[ListenSocket]:
         _remove_stale(path)
         sock = _bind(socket.AF_UNIX, path)
         return [ListenSocket(sock, f"http+unix:{path}", path, os.stat(path).st_ino)]
-    found = await trio.to_thread.run_sync(
-        lambda: socket.getaddrinfo(
-            listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    try:
+        found = await trio.to_thread.run_sync(
+            lambda: socket.getaddrinfo(
+                listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
         )
-    )
+    except UnicodeError as exc:
+        raise OSError(errno.EINVAL, f"{listener.host!r} is not a host name") from exc
     addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
     for attempt in range(16):
         opened: list[ListenSocket] = []
@@ -163,9 +167,10 @@ async def open_listeners(listener: Listener) -> list[ListenSocket]:
         except OSError as exc:
             for each in opened:
                 each.close()
-            if exc.errno == errno.EADDRNOTAVAIL and opened:
+            others = [each for each in addresses if each[0] != family]
+            if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and others:
                 # A family that this machine has no address of; the others will do.
-                addresses = [each for each in addresses if each[0] != family]
+                addresses = others
                 continue
             if listener.port == 0 and exc.errno == errno.EADDRINUSE and attempt < 15:
                 continue  # the port that was free in one family is taken in the other

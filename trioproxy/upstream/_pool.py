@@ -6,6 +6,7 @@ watched without a task of its own: whatever happens on it takes it out of the po
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -14,11 +15,12 @@ from types import TracebackType
 import attrs
 import trio
 
-from .._errors import ProxyError
 from .._peer import HttpPeer
 from ..streams._abc import UpstreamStream
 from ..streams._h1_client import H1ClientConnection
 from ._connector import Connector
+
+_log = logging.getLogger("trioproxy")
 
 
 @attrs.frozen
@@ -131,6 +133,8 @@ class Pool:
         while idle:
             connection = idle.pop()
             del self._ages[connection]
+            if not idle:
+                del self._idle[key]
             if connection.usable():
                 connection.timer.disarm()
                 self._reuses += 1
@@ -151,7 +155,9 @@ class Pool:
         """Run a connection's reader; what goes wrong there is that connection's matter alone."""
         try:
             await connection.run()
-        except (ProxyError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except Exception:
+            # A bug in a codec, say: it costs this connection, never the server.
+            _log.exception("the reader of %r failed", connection)
             connection.close()
 
     def take_back(self, key: Hashable, connection: H1ClientConnection) -> None:
