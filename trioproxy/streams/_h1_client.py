@@ -223,6 +223,7 @@ class H1ClientConnection:
             or not reader.done
             or not reader.keep_alive
             or reader.leftover
+            or self.events  # decoded, never taken: the next exchange must not find them
             or exchange.aborted
         ):
             self.close()
