@@ -61,6 +61,9 @@ def parse_request_head(block: bytes) -> tuple[bytes, bytes, bytes, list[Field]]:
     return event.method, event.target, event.http_version, _fields(event)
 
 
+_ASKED = h11.Request(method="GET", target="/", headers=[("Host", "h")])
+
+
 def parse_response_head(block: bytes) -> tuple[int, bytes, bytes, list[Field]]:
     """Return status, reason, version and fields of one complete head, by h11.
 
@@ -68,6 +71,8 @@ def parse_response_head(block: bytes) -> tuple[int, bytes, bytes, list[Field]]:
       MessageRefused: 502, it is not one.
     """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(block) + 1)
+    if block[9:10] == b"1":  # h11 takes an informational response only behind a request
+        connection.send(_ASKED)
     try:
         connection.receive_data(block)
         event = connection.next_event()
