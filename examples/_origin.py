@@ -20,13 +20,16 @@ async def exchange(stream: trio.abc.Stream, connection: h11.Connection, name: st
 
     async def event() -> object:
         while (found := connection.next_event()) is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some())
+            connection.receive_data(bytes(await stream.receive_some()))
         return found
 
     request = await event()
     if not isinstance(request, h11.Request):
         return False
-    body = b""
+    if connection.they_are_waiting_for_100_continue:
+        go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+        await stream.send_all(connection.send(go_on) or b"")
+    body = bytearray()
     while isinstance(data := await event(), h11.Data):
         body += data.data
 
@@ -79,14 +82,18 @@ async def serve(
 
     host, _, port = bind.rpartition(":")
     listeners = await trio.open_tcp_listeners(int(port), host=host)
-    url = "http://{}:{}".format(*listeners[0].socket.getsockname()[:2])
-    print(f"listening on {url}", file=sys.stderr, flush=True)
-    task_status.started(url)
+    task_status.started("http://{}:{}".format(*listeners[0].socket.getsockname()[:2]))
     await trio.serve_listeners(connection, listeners)
+
+
+async def main(bind: str = "127.0.0.1:9000") -> None:
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(serve, bind)
+        print(f"listening on {url}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     try:
-        trio.run(serve, *sys.argv[1:])
+        trio.run(lambda: main(*sys.argv[1:]))
     except* KeyboardInterrupt:
         pass

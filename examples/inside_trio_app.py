@@ -64,4 +64,4 @@ async def main(origin: str = "http://127.0.0.1:9000", bind: str = "127.0.0.1:808
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    trio.run(lambda: main(*sys.argv[1:]))

@@ -1,0 +1,361 @@
+"""The demo: an origin, a gateway in front of it, and what the gateway's filters do to requests.
+
+python -m examples                 the demo; it stays up until Ctrl-C
+python -m examples --once          the same, and out: 0, or 1 where a reply was not right
+python -m examples --list          the examples
+python -m examples NAME            one of them, with an origin of its own
+
+With TRIOPROXY_DEMO_BREAK=1 in the environment the gateway forgets a filter, and the demo says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import inspect
+import math
+import os
+import signal
+import socket
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+import h11
+import trio
+
+import trioproxy
+from trioproxy import HttpPeer
+
+from ._gateway import Broken, Gateway
+from ._origin import serve as serve_origin
+
+HERE = Path(__file__).parent
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+# -- the demo --------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Step:
+    """One request of the demo.
+
+    Attributes:
+      title: What it shows.
+      target: The request target.
+      lines: Lines that the reply must have, and which callback made them so.
+      body: What is posted; a GET where there is nothing.
+      absent: Field names that the reply must not have.
+    """
+
+    title: str
+    target: str
+    lines: dict[str, str]
+    body: str = ""
+    absent: tuple[str, ...] = ()
+
+    def curl(self, url: str) -> str:
+        """Return the command that sends this request."""
+        post = f"-d '{self.body}' " if self.body else ""
+        return f"curl -i -N {post}{url}{self.target}"
+
+
+STEPS = (
+    Step(
+        "Fields: one is added on the way in, one on the way back, and one is removed",
+        "/hello",
+        {
+            "HTTP/1.1 200 OK": "",
+            "x-served-by: gateway": "response_filter",
+            "GET /hello": "from here on: what the origin was asked",
+            "x-gateway: demo": "upstream_request_filter",
+        },
+        absent=("server",),
+    ),
+    Step(
+        "An answer of the gateway's own: the origin is not asked",
+        "/healthz",
+        {"HTTP/1.1 200 OK": "request_filter", "fine": "request_filter"},
+    ),
+    Step(
+        "A refusal",
+        "/private",
+        {"HTTP/1.1 403 Forbidden": "request_filter raised ProxyError.status(403)"},
+    ),
+    Step(
+        "A body that is rewritten while it streams: each piece goes on as it comes",
+        "/count",
+        {
+            "HTTP/1.1 200 OK": "",
+            "transfer-encoding: chunked": "",
+            "x-served-by: gateway": "response_filter",
+            "1: one": "response_body_filter",
+            "2: two": "response_body_filter",
+            "3: three": "response_body_filter",
+            "4: four": "response_body_filter",
+            "5: five": "response_body_filter",
+        },
+    ),
+    Step(
+        "A POST: its body is rewritten on its way to the origin",
+        "/shout",
+        {
+            "HTTP/1.1 200 OK": "",
+            "x-served-by: gateway": "response_filter",
+            "POST /shout": "from here on: what the origin was asked",
+            "HELLO ORIGIN": "request_body_filter",
+        },
+        body="hello origin",
+    ),
+)
+
+
+@attrs.define
+class Reply:
+    """A reply as lines, and when each of its body's lines had come, in seconds."""
+
+    head: list[str] = attrs.field(factory=list)
+    body: str = ""
+    arrived: list[float] = attrs.field(factory=list)
+
+
+async def ask(url: str, step: Step) -> Reply:
+    """Send a step's request and read the reply, one connection for each."""
+    authority = url.removeprefix("http://")
+    host, _, port = authority.rpartition(":")
+    connection = h11.Connection(h11.CLIENT)
+    reply = Reply()
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        started = trio.current_time()
+        fields = [("Host", authority), ("Connection", "close")]
+        if step.body:
+            fields.append(("Content-Length", str(len(step.body))))
+        method = "POST" if step.body else "GET"
+        await stream.send_all(
+            (connection.send(h11.Request(method=method, target=step.target, headers=fields)) or b"")
+            + (connection.send(h11.Data(step.body.encode())) or b"" if step.body else b"")
+            + (connection.send(h11.EndOfMessage()) or b"")
+        )
+        while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                connection.receive_data(await stream.receive_some())
+            elif isinstance(event, h11.Response):
+                reason = event.reason.decode("latin-1")
+                reply.head = [f"HTTP/1.1 {event.status_code} {reason}"]
+                reply.head += [
+                    f"{name.decode().lower()}: {value.decode('latin-1')}"
+                    for name, value in event.headers.raw_items()
+                ]
+            elif isinstance(event, h11.Data):
+                reply.body += event.data.decode("latin-1")
+                new = reply.body.count("\n") - len(reply.arrived)
+                reply.arrived += [trio.current_time() - started] * new
+    return reply
+
+
+def compare(step: Step, reply: Reply) -> list[str]:
+    """Print a reply beside what made it so; return what is wrong with it."""
+    body = reply.body.splitlines()
+    times = [f"{seconds * 1000:3.0f} ms" for seconds in reply.arrived] if len(body) > 1 else []
+    for index, line in enumerate([*reply.head, "", *body] if body else reply.head):
+        made_by = step.lines.get(line, "")
+        if step.target == "/count" and 0 <= (place := index - len(reply.head) - 1) < len(times):
+            made_by += f", {times[place]}"
+        say(f"  {line:<44} <- {made_by}" if made_by else f"  {line}")
+    names = [line.partition(":")[0] for line in reply.head[1:]]
+    return [
+        *(
+            f"the line {line!r} is missing" + (f" ({made_by})" if made_by else "")
+            for line, made_by in step.lines.items()
+            if line not in reply.head and line not in body
+        ),
+        *(f"the field {name!r} is still there" for name in step.absent if name in names),
+    ]
+
+
+async def show(url: str, logged: trio.MemoryReceiveChannel[str]) -> int:
+    """Run every step; return how many replies were not right."""
+    wrong = 0
+    for number, step in enumerate(STEPS, 1):
+        say(f"\n{number}. {step.title}\n\n$ {step.curl(url)}")
+        faults: list[str] = []
+        try:
+            with trio.fail_after(10):
+                faults = compare(step, await ask(url, step))
+                say(f"\n  logging: {await logged.receive()}")
+        except (OSError, trio.BrokenResourceError, h11.ProtocolError) as exc:
+            faults.append(f"{type(exc).__name__}: {exc}")
+        except trio.TooSlowError:
+            faults.append("no whole reply within 10 s")
+        for fault in faults:
+            say(f"  WRONG: {fault}")
+        wrong += bool(faults)
+    say()
+    if wrong:
+        say(f"{wrong} of {len(STEPS)} replies did not come back right.")
+    else:
+        say(f"All {len(STEPS)} replies came back right.")
+    return wrong
+
+
+async def demo(*, once: bool, gateway: type[Gateway] = Gateway) -> int:
+    """Run the demo.
+
+    Args:
+      once: End behind the last step, in place of staying up until SIGINT or SIGTERM.
+      gateway: What to show.
+
+    Returns:
+      The exit code: 1 where a reply was not right and ``once`` is set, else 0.
+    """
+    wrong = 0
+    stopping = False
+    send, logged = trio.open_memory_channel[str](math.inf)
+
+    async def stop_on_signal(signals: object, scope: trio.CancelScope) -> None:
+        nonlocal stopping
+        async for _ in signals:  # type: ignore[attr-defined]  # Trio has no public name for it
+            stopping = True
+            scope.cancel()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            origin = await nursery.start(serve_origin, "127.0.0.1:0")
+            proxy = gateway(HttpPeer.parse(origin), send.send_nowait)
+            running = await nursery.start(trioproxy.serve, proxy, "127.0.0.1:0")
+            url = running.urls[0]
+            with trio.CancelScope() as scope:
+                nursery.start_soon(stop_on_signal, signals, scope)
+                say(f"An origin runs at {origin}, and in front of it a gateway at {url}.")
+                wrong = await show(url, logged)
+                if not once:
+                    say(
+                        f"\nBoth stay up until Ctrl-C. Ask the gateway {url} from another terminal:\n"
+                    )
+                    for step in STEPS:
+                        say(f"  {step.curl(url)}")
+                    say("\nIts logging callback, as requests come:")
+                    async for line in logged:
+                        say(f"  {line}")
+            await running.drain(timeout=5)
+            nursery.cancel_scope.cancel()
+    if stopping:
+        say("\nStopped.")
+        return 0
+    return 1 if wrong else 0
+
+
+# -- the examples ----------------------------------------------------------------------------------
+
+
+def examples() -> dict[str, str]:
+    """Return the examples, and the first line of each one's docstring."""
+    found = {}
+    for path in sorted(HERE.glob("[!_]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem] = text.partition("\n")[0]
+    return found
+
+
+@contextlib.contextmanager
+def an_origin() -> Iterator[str]:
+    """Run an origin in a thread, beside a program that has the main thread for itself."""
+    started = threading.Event()
+    url = ""
+    token: trio.lowlevel.TrioToken
+    scope: trio.CancelScope
+
+    async def main() -> None:
+        nonlocal url, token, scope
+        token = trio.lowlevel.current_trio_token()
+        try:
+            async with trio.open_nursery() as nursery:
+                scope = nursery.cancel_scope
+                url = await nursery.start(serve_origin, "127.0.0.1:0")
+                started.set()
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=trio.run, args=(main,), name="origin", daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield url
+    finally:
+        token.run_sync_soon(scope.cancel)
+        thread.join()
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """Hold an address on which nobody answers."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield "http://{}:{}".format(*sock.getsockname())
+
+
+def run_example(name: str, about: str) -> None:
+    """Run an example until Ctrl-C, on a free port."""
+    main = importlib.import_module(f"examples.{name}").main
+    text = inspect.cleandoc(inspect.getdoc(sys.modules[f"examples.{name}"]) or "")
+    with contextlib.ExitStack() as stack:
+        origins = [stack.enter_context(an_origin())]
+        if name == "failover":
+            origins.insert(0, stack.enter_context(nobody()))
+        with nobody() as url:
+            bind = url.removeprefix("http://")
+        # What to try: the docstring from its first command on, with the address that is in use.
+        start = text.rindex("\n", 0, text.index("$ curl")) + 1
+        commands = textwrap.dedent(text[start:]).replace("127.0.0.1:8080", bind)
+        say(f"{about} Ctrl-C ends it.\n\n{commands.strip()}\n")
+        if inspect.iscoroutinefunction(main):
+            trio.run(lambda: main(*origins, bind))
+        else:
+            main(*origins, bind)
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = _Parser(prog="examples", description="The demo, or an example by name.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="run this example")
+    parser.add_argument("--once", action="store_true", help="end after the demo's last request")
+    parser.add_argument("--list", action="store_true", help="list the examples")
+    options = parser.parse_args(arguments)
+    known = examples()
+    if options.list:
+        for name, about in known.items():
+            say(f"{name:<{max(map(len, known))}}  {about}")
+        return 0
+    if options.name is not None:
+        if options.name not in known:
+            parser.error(
+                f"there is no example {options.name!r}: one of {', '.join(known)} is right"
+            )
+        if options.once:
+            parser.error("--once is for the demo: an example by name runs until Ctrl-C")
+        run_example(options.name, known[options.name])
+        return 0
+    gateway = Broken if os.environ.get("TRIOPROXY_DEMO_BREAK") else Gateway
+    return trio.run(lambda: demo(once=options.once, gateway=gateway))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
