@@ -1,0 +1,104 @@
+"""``python -m tests.bench``: what ``trioproxy reverse`` costs, against two yardsticks.
+
+Small responses and 1 MiB bodies through ``reverse``, through a bare relay of Trio and h11, and
+through a relay of raw bytes on Trio; all in one run and round by round, so that whatever else the
+machine does hits all of them. The proxies have a core of their own where there are two. The figures
+are medians; the ratios are medians of each round's ratio. "direct" shows what the origin and the
+load client can do: where it is not well above the rest, they are the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.processes import (
+    NGINX,
+    Cores,
+    Target,
+    check,
+    end_on_sigterm,
+    load,
+    nginx,
+    reverse,
+    script,
+)
+from tests.bench.table import Row, render
+from tests.bench.workloads import LARGE, SMALL, Measurement
+
+WORKLOADS = {"small": SMALL, "large": LARGE}
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two rounds of half the length")
+    parser.add_argument("--rounds", type=int, help="rounds (default 7)")
+    parser.add_argument("--seconds", type=float, help="seconds for each figure (default 1)")
+    parser.add_argument("--only", choices=WORKLOADS, help="one workload alone")
+    parser.add_argument(
+        "--client", choices=("wrk", "own"), default="wrk" if shutil.which("wrk") else "own"
+    )
+    parser.add_argument("--origin", choices=("nginx", "own"), default="nginx" if NGINX else "own")
+    parser.add_argument("--http1-codec", default="h11", help="passed on to reverse (default h11)")
+    options = parser.parse_args(arguments)
+    if options.quick and options.client == "wrk" and options.seconds is None:
+        options.client = "own"  # wrk has no half seconds
+    options.rounds = options.rounds or (2 if options.quick else 7)
+    options.seconds = options.seconds or (0.4 if options.quick else 1.0)
+    return options
+
+
+def measure(options: argparse.Namespace, cores: Cores, targets: Sequence[Target]) -> list[Row]:
+    """Run all rounds; the origin itself comes first in ``targets`` and is measured once."""
+    direct, *proxies = targets
+    rows: list[Row] = []
+    for workload in [WORKLOADS[options.only]] if options.only else list(WORKLOADS.values()):
+        for target in targets:
+            check(target, workload)
+        found: dict[str, list[Measurement]] = {target.name: [] for target in proxies}
+        for target in proxies:  # opens pools, warms caches; not counted
+            load(options.client, target, workload, options.seconds / 2, cores.load)
+        for _ in range(options.rounds):
+            for target in proxies:
+                found[target.name].append(
+                    load(options.client, target, workload, options.seconds, cores.load)
+                )
+        once = load(options.client, direct, workload, options.seconds, cores.load)
+        rows.append(Row(workload, "direct", [once]))
+        rows += [Row(workload, name, rounds) for name, rounds in found.items()]
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the bench and print its table."""
+    options = _arguments(arguments)
+    end_on_sigterm()
+    cores = Cores.choose()
+    with contextlib.ExitStack() as stack:
+        if options.origin == "nginx":
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trioproxy-bench-")))
+            origin = stack.enter_context(nginx(root, cores.origin))
+        else:
+            origin = stack.enter_context(script("origin", cores.origin))
+        port = origin.port
+        targets = [
+            origin,
+            stack.enter_context(reverse(port, cores.proxy, "--http1-codec", options.http1_codec)),
+            stack.enter_context(script("h11_relay", cores.proxy, str(port))),
+            stack.enter_context(script("raw_relay", cores.proxy, str(port))),
+        ]
+        rows = measure(options, cores, targets)
+    pins = "not pinned" if cores.proxy is None else f"proxies on core {cores.proxy}"
+    print(
+        f"{options.rounds} rounds of {options.seconds:g} s, load by {options.client}, "
+        f"origin {options.origin}, {pins}\n"
+    )
+    print(render(rows))
+
+
+if __name__ == "__main__":
+    main()
