@@ -170,7 +170,7 @@ def _wait(port: int, child: subprocess.Popen[str]) -> None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            time.sleep(0.05)  # noqa: TID251  # another process's start, which cannot be awaited
+            time.sleep(0.05)  # another process's start, which cannot be awaited
         else:
             return
     raise RuntimeError("nginx did not start")
@@ -222,12 +222,11 @@ def load(
     if done.returncode or "Socket errors" in done.stdout or "Non-2xx" in done.stdout:
         raise RuntimeError(f"{target.name}: {client} failed: {done.stdout}{done.stderr}")
     if client == "wrk":
-        matches = (
-            re.search(r"([0-9]+) requests in ", done.stdout),
-            re.search(r"Requests/sec: +([0-9.]+)", done.stdout),
+        match = re.search(
+            r"([0-9]+) requests in .*Requests/sec: +([0-9.]+)", done.stdout, re.DOTALL
         )
-        assert matches[0] is not None and matches[1] is not None, done.stdout
-        responses, rate = int(matches[0][1]), float(matches[1][1])
+        assert match is not None, done.stdout
+        responses, rate = int(match[1]), float(match[2])
     else:
         count, lasted = done.stdout.split()
         responses, rate = int(count), int(count) / float(lasted)

@@ -19,10 +19,10 @@ async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
 
 async def relay(port: int, client: trio.SocketStream) -> None:
     """Serve one client connection, over an origin connection of its own."""
-    async with client, await trio.open_tcp_stream("127.0.0.1", port) as origin:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(copy, client, origin)
-            nursery.start_soon(copy, origin, client)
+    origin = await trio.open_tcp_stream("127.0.0.1", port)
+    async with client, origin, trio.open_nursery() as nursery:
+        nursery.start_soon(copy, client, origin)
+        nursery.start_soon(copy, origin, client)
 
 
 async def main(port: int) -> None:
