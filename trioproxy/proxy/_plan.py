@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -74,10 +75,16 @@ def _unbound(attribute: object) -> tuple[Callable[..., Any] | None, bool]:
         return attribute.__func__, False
     if isinstance(attribute, classmethod):
         return attribute.__func__, True
+    if isinstance(attribute, functools.partialmethod):
+        return attribute.__get__(None, object), True
     return (attribute, True) if callable(attribute) else (None, True)
 
 
 def _coroutine(function: Callable[..., Any]) -> bool:
+    # A partialmethod's function knows only by this name what it calls; the name varies.
+    partial = getattr(function, "__partialmethod__", getattr(function, "_partialmethod", None))
+    if partial is not None:
+        function = partial.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         inspect.unwrap(function)
     )
