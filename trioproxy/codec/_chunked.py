@@ -22,7 +22,8 @@ MAX_TRAILER_FIELDS = 32
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _SIZE = re.compile(
-    rb"([0-9A-Fa-f]+)(?:[ \t]*;[ \t]*"
+    # No blank before a semicolon (row H1-06), though RFC 9112 section 7.1.1 lets one through.
+    rb"([0-9A-Fa-f]+)(?:;[ \t]*"
     + _TOKEN
     + rb"(?:[ \t]*=[ \t]*(?:"
     + _TOKEN
@@ -30,13 +31,23 @@ _SIZE = re.compile(
     + _QUOTED
     + rb"))?)*"
 )
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t \x21-\x7e\x80-\xff]*?)[ \t]*")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t \x21-\x7e\x80-\xff]*)")
 
 
 class ChunkedDecoder:
     """Takes chunked bytes out of a buffer and gives events."""
 
-    __slots__ = ("_fields", "_left", "_overhead", "_state", "_status", "_trailer_bytes", "done")
+    __slots__ = (
+        "_fields",
+        "_left",
+        "_overhead",
+        "_pieces",
+        "_state",
+        "_status",
+        "_trailer_bytes",
+        "done",
+        "refused",
+    )
 
     def __init__(self, status: int = 400) -> None:
         """Start before the first chunk.
@@ -50,7 +61,12 @@ class ChunkedDecoder:
         self._overhead = 0
         self._fields: list[Field] = []
         self._trailer_bytes = 0
+        # Content found by the call that runs: many small chunks make one event, or each byte of
+        # them would cost an object in the session's queue (row R-07).
+        self._pieces: list[bytes] = []
         self.done = False
+        #: The mistake behind the events of the last call, which the next call raises.
+        self.refused: MessageRefused | None = None
 
     def _refuse(self, text: str) -> MessageRefused:
         return MessageRefused(self._status, text)
@@ -75,30 +91,36 @@ class ChunkedDecoder:
         """Take what can be decoded out of the buffer, up to the message's end.
 
         Raises:
-          MessageRefused: the coding is broken. What came before was lost to this call only if it
-            raised at once; otherwise it is returned and the next call raises.
+          MessageRefused: the coding is broken. Where good content comes before the mistake, that is
+            returned, the refusal is left in `refused`, and the next call raises it.
         """
+        if self.refused is not None:
+            raise self.refused
         events: list[Data | Trailers | End] = []
+        pieces = self._pieces = []
         try:
-            while not self.done and self._step(buffer, events):
+            while self._step(buffer, events):
                 pass
-        except MessageRefused:
-            if not events:
+        except MessageRefused as exc:
+            self.refused = exc
+            if not pieces:
                 raise
+        if pieces:
+            events.insert(0, Data(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
         return events
 
     def _step(self, buffer: bytearray, events: list[Data | Trailers | End]) -> bool:
         state = self._state
         if state == "data":
-            if not buffer:
-                return False
             size = len(buffer)
+            if not size:
+                return False
             if size <= self._left:
-                events.append(Data(bytes(buffer)))
+                self._pieces.append(bytes(buffer))
                 buffer.clear()
                 self._left -= size
             else:
-                events.append(Data(bytes(memoryview(buffer)[: self._left])))
+                self._pieces.append(bytes(memoryview(buffer)[: self._left]))
                 del buffer[: self._left]
                 self._left = 0
             if not self._left:
@@ -156,7 +178,8 @@ class ChunkedDecoder:
         match = _FIELD.fullmatch(line)
         if match is None:
             raise self._refuse("malformed trailer field")
-        self._fields.append((match[1].lower(), match[1], match[2]))
+        name = match[1]
+        self._fields.append((name.lower(), name, match[2].strip(b" \t")))
         if len(self._fields) > MAX_TRAILER_FIELDS or self._trailer_bytes > MAX_TRAILER_BYTES:
             raise self._refuse("the trailer section is too large")
         return True

@@ -1,22 +1,19 @@
-"""HTTP/1 as bytes in, events out: heads by h11, bodies by hand, strictness in front of both.
+"""HTTP/1 as bytes in, events out: heads by a codec, bodies by hand, strictness in front of both.
 
-A codec is fed raw bytes and gives the events of one message at a time. The raw head is searched for
-what h11 lets pass (bare line ends, controls, folds) before h11 sees it; h11 then gets exactly one
-complete head through a connection of its own, and nothing else. Another head parser takes the
-place of `parse_request_head` and `parse_response_head`.
+A reader is fed raw bytes and gives the events of one message at a time. The raw head is searched for
+what parsers let pass (bare line ends, controls, folds) before the codec sees it; the codec then gets
+exactly one complete head, and nothing else (see `H1Codec`).
 """
 
 from __future__ import annotations
 
 import re
 
-import h11
-
-from .._headers import Field
 from .._messages import END, Data, RequestEvent, ResponseEvent, ResponseHeader
+from ..semantics._framing import MAX_METHOD, MessageRefused, check_request, check_response
 from ..semantics._framing import HeadLimits as HeadLimits
-from ..semantics._framing import MessageRefused, check_request, check_response
 from ._chunked import ChunkedDecoder
+from ._h1_codec import H11, H1Codec
 
 #: Informational responses to one request (row U1-06).
 MAX_INFORMATIONAL = 32
@@ -26,75 +23,55 @@ _BAD_RAW = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r\
 # The same without what a response may have: folds.
 _BAD_RESPONSE = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BAD_PARTIAL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
 _BLANK_BEFORE_COLON = re.compile(rb"(\r\n[^:\r\n \t]+)[ \t]+:")
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
-_VERSION_LIKE = re.compile(rb"[^ ]+ [^ ]+ HTTP/([0-9]\.[0-9])")
 
 
 class IncompleteMessage(Exception):
     """The other party ended its side in the middle of a message."""
 
 
-def _fields(event: h11.Request | h11.Response | h11.InformationalResponse) -> list[Field]:
-    headers = event.headers
-    return [
-        (name, raw, value)
-        for (name, value), (raw, _) in zip(headers, headers.raw_items(), strict=True)
-    ]
-
-
-def parse_request_head(block: bytes) -> tuple[bytes, bytes, bytes, list[Field]]:
-    """Return method, target, version and fields of one complete head, by h11.
-
-    Raises:
-      MessageRefused: 400, it is not one.
-    """
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(block) + 1)
-    try:
-        connection.receive_data(block)
-        event = connection.next_event()
-    except h11.RemoteProtocolError:
-        raise MessageRefused(400, "malformed request") from None
-    if type(event) is not h11.Request:
-        raise MessageRefused(400, "malformed request")
-    return event.method, event.target, event.http_version, _fields(event)
-
-
-_ASKED = h11.Request(method="GET", target="/", headers=[("Host", "h")])
-
-
-def parse_response_head(block: bytes) -> tuple[int, bytes, bytes, list[Field]]:
-    """Return status, reason, version and fields of one complete head, by h11.
-
-    Raises:
-      MessageRefused: 502, it is not one.
-    """
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(block) + 1)
-    if block[9:10] == b"1":  # h11 takes an informational response only behind a request
-        connection.send(_ASKED)
-    try:
-        connection.receive_data(block)
-        event = connection.next_event()
-    except h11.RemoteProtocolError:
-        raise MessageRefused(502, "the response is malformed") from None
-    if type(event) is not h11.Response and type(event) is not h11.InformationalResponse:
-        raise MessageRefused(502, "the response is malformed")
-    return event.status_code, event.reason, event.http_version, _fields(event)
+def _unfold(block: bytes) -> bytes:
+    """Turn every obs-fold of a response head into one space (row U1-13), in linear time."""
+    status_line, *lines = block.split(b"\r\n")
+    if lines[0][:1] in (b" ", b"\t"):
+        raise MessageRefused(502, "a fold behind the status line")
+    parts = [status_line]
+    for line in lines:
+        if line[:1] in (b" ", b"\t"):
+            parts.append(b" ")
+            parts.append(line.strip(b" \t"))
+        else:
+            parts.append(b"\r\n")
+            parts.append(line.rstrip(b" \t"))
+    return b"".join(parts)
 
 
 class _Reader:
     """The part that both directions share: the buffer, the end of a head, counted bodies."""
 
-    __slots__ = ("_chunked", "_limits", "_scanned", "_state", "buffer", "length_left")
+    __slots__ = (
+        "_chunked",
+        "_codec",
+        "_limits",
+        "_scanned",
+        "_state",
+        "buffer",
+        "length_left",
+        "refused",
+    )
 
-    def __init__(self, limits: HeadLimits) -> None:
+    def __init__(self, limits: HeadLimits, codec: H1Codec) -> None:
         self._limits = limits
+        self._codec = codec
         self.buffer = bytearray()
         self._scanned = 0
         self._state = "head"
         self.length_left = 0
         self._chunked: ChunkedDecoder | None = None
+        #: Why nothing more is decoded of the current message, where good events came before the
+        #: mistake: `events` returned those, and raises this if it is called again.
+        self.refused: MessageRefused | None = None
 
     def feed(self, data: bytes) -> None:
         """Take bytes that were received; `events` decodes them."""
@@ -160,13 +137,14 @@ class _Reader:
 class RequestReader(_Reader):
     """The server's side: one request after the other."""
 
-    __slots__ = ("_blank_lines", "_body_bytes", "_direct", "_max_body", "_scheme")
+    __slots__ = ("_blank_lines", "_body_bytes", "_direct", "_line_seen", "_max_body", "_scheme")
 
     def __init__(
         self,
         limits: HeadLimits,
         scheme: str = "http",
         max_body_bytes: int | None = None,
+        codec: H1Codec = H11,
     ) -> None:
         """Start before the first request.
 
@@ -174,12 +152,14 @@ class RequestReader(_Reader):
           limits: Bounds on heads.
           scheme: ``"https"`` where the connection is TLS.
           max_body_bytes: Bound on content (row R-03), or None.
+          codec: Parses the heads.
         """
-        super().__init__(limits)
+        super().__init__(limits, codec)
         self._scheme = scheme
         self._max_body = max_body_bytes
         self._body_bytes = 0
         self._blank_lines = 0
+        self._line_seen = False
         self._direct: Data | None = None
 
     @property
@@ -189,23 +169,26 @@ class RequestReader(_Reader):
 
     def feed(self, data: bytes) -> None:
         """Take bytes; content of a counted body is passed on as the object it came in."""
-        if self._state == "length" and not self.buffer and len(data) <= self.length_left:
-            if self._direct is None:
-                self.length_left -= len(data)
-                if not self.length_left:
-                    self._state = "last"
-                self._direct = Data(data, not self.length_left)
-                return
-            self.buffer += self._direct.data  # two feeds without events(): join them again
+        if self._direct is not None:  # two feeds without events(): join them again
+            self.buffer += self._direct.data
             self.length_left += len(self._direct.data)
+            self._state = "length"
             self._direct = None
+        elif self._state == "length" and not self.buffer and len(data) <= self.length_left:
+            self.length_left -= len(data)
+            if not self.length_left:
+                self._state = "last"
+            self._direct = Data(data, not self.length_left)
+            return
         self.buffer += data
 
     def events(self) -> list[RequestEvent]:
         """Return everything decodable of the current message, in order.
 
         Raises:
-          MessageRefused: the request is refused; what came before it was returned already.
+          MessageRefused: the request is refused. What came before the mistake is lost where the
+            head is among it, as nobody has seen anything of the request then; else it was returned
+            by the call before, which left the refusal in `refused`.
         """
         if self._direct is not None:
             event, self._direct = self._direct, None
@@ -238,6 +221,7 @@ class RequestReader(_Reader):
         for event in events:
             if type(event) is Data:
                 self._count(event)
+        self.refused = decoder.refused
         if decoder.done:
             self._state = "done"
         return events
@@ -256,28 +240,24 @@ class RequestReader(_Reader):
             self._scanned = 0
         if not buffer:
             return []
-        self._check_early()
+        if not self._line_seen:
+            self._check_line()
         block = self._take_head(_BAD_RAW, 400)
         if block is None:
             return []
-        line = block[: block.index(b"\r\n")]
-        match = _REQUEST_LINE.fullmatch(line)
-        if match is None:
-            raise MessageRefused(400, "malformed request line")
-        if len(match[2]) > self._limits.max_target_bytes:
-            raise MessageRefused(414, "the request target is too long")
-        if match[3] != b"1" or match[4] not in b"01":
-            raise MessageRefused(505, "HTTP/1.0 and HTTP/1.1 are spoken here")
         if block.count(b"\r\n") - 2 > self._limits.max_fields:
             raise MessageRefused(431, "too many header fields")
-        method, target, version, fields = parse_request_head(block)
+        method, target, version, fields = self._codec.parse_request_head(block)
         head = check_request(method, target, version, fields, self._limits, scheme=self._scheme)
         facts = head.facts
         assert facts is not None
         if facts.chunked:
             self._state = "chunked"
             self._chunked = ChunkedDecoder()
-            return [head, *self._chunks_after_head()]
+            events = [head, *self._chunks()]
+            if self.refused is not None:
+                raise self.refused
+            return events
         if facts.content_length:
             if self._max_body is not None and facts.content_length > self._max_body:
                 raise MessageRefused(413, "the request's content is too large")
@@ -288,35 +268,40 @@ class RequestReader(_Reader):
         self._state = "done"
         return [head, END]
 
-    def _chunks_after_head(self) -> list[RequestEvent]:
-        """Return the first chunks; a mistake in them is told by the next call, or by none."""
-        try:
-            return self._chunks()
-        except MessageRefused as exc:
-            if exc.status == 413:
-                raise  # nothing of the request went on yet
-            self._chunked = _Broken(exc)
-            self._state = "chunked"
-            return []
+    def _check_line(self) -> None:
+        """Look at the request line as soon as it is whole, or can no longer become one.
 
-    def _check_early(self) -> None:
-        """Refuse what cannot become a request before its head is whole (rows H1-35, R-02)."""
+        That is before the rest of the head came (rows H1-13, H1-14, H1-35, R-02), so that the
+        verdict is the same however the head was cut into reads.
+        """
         buffer = self.buffer
-        if self._scanned:
-            if b"\r\n" not in buffer and len(buffer) > self._limits.max_target_bytes + 64:
-                raise MessageRefused(414, "the request target is too long")
+        limit = self._limits.max_target_bytes
+        if not self._scanned:
+            if buffer[0] == 0x16:
+                raise MessageRefused(400, "a TLS handshake on a cleartext port")
+            if buffer[0] in b" \t":
+                raise MessageRefused(400, "malformed request line")
+        end = buffer.find(b"\r\n", max(0, self._scanned - 1))
+        if end < 0:
+            if len(buffer) > limit + MAX_METHOD + len(" HTTP/1.1\r\n") + 1:
+                raise self._bad_line(bytes(buffer))
             return
-        if buffer[0] == 0x16:
-            raise MessageRefused(400, "a TLS handshake on a cleartext port")
-        if buffer[0] in b" \t":
-            raise MessageRefused(400, "malformed request line")
-        end = buffer.find(b"\r\n")
-        if end >= 0 and _REQUEST_LINE.fullmatch(bytes(buffer[:end])) is None:
-            raise MessageRefused(400, "malformed request line")
-        if end > 0 and buffer[:3] == b"PRI" and _VERSION_LIKE.fullmatch(bytes(buffer[:end])):
-            raise MessageRefused(505, "HTTP/2 is not spoken here")
-        if end < 0 and len(buffer) > self._limits.max_target_bytes + 64:
+        match = _REQUEST_LINE.fullmatch(buffer, 0, end)
+        if match is None or end > limit + MAX_METHOD + 10:
+            raise self._bad_line(bytes(buffer[:end]))
+        start, stop = match.span(2)
+        if stop - start > limit:
             raise MessageRefused(414, "the request target is too long")
+        if match[3] != b"1" or match[4] not in b"01":
+            raise MessageRefused(505, "HTTP/1.0 and HTTP/1.1 are spoken here")
+        self._line_seen = True
+
+    def _bad_line(self, line: bytes) -> MessageRefused:
+        method, _, rest = line.partition(b" ")
+        target = rest.partition(b" ")[0]
+        if len(method) <= MAX_METHOD and len(target) > self._limits.max_target_bytes:
+            return MessageRefused(414, "the request target is too long")
+        return MessageRefused(400, "malformed request line")
 
     def next_message(self) -> None:
         """Go on to the next request; the current one must be done."""
@@ -324,6 +309,7 @@ class RequestReader(_Reader):
             raise RuntimeError("the current request is not complete")
         self._state = "head"
         self._scanned = 0
+        self._line_seen = False
         self._blank_lines = 0
         self._body_bytes = 0
         self._chunked = None
@@ -335,27 +321,19 @@ class RequestReader(_Reader):
         return data
 
 
-class _Broken(ChunkedDecoder):
-    """Stands in for a decoder whose mistake is still to be told."""
-
-    __slots__ = ("_error",)
-
-    def __init__(self, error: MessageRefused) -> None:
-        super().__init__()
-        self._error = error
-
-    def decode(self, buffer: bytearray) -> list[object]:  # type: ignore[override]
-        raise self._error
-
-
 class ResponseReader(_Reader):
     """The client's side: the response to one request after the other."""
 
     __slots__ = ("_direct", "_informational", "_method", "keep_alive")
 
-    def __init__(self, limits: HeadLimits) -> None:
-        """Start idle: bytes that come before `expect` are never parsed."""
-        super().__init__(limits)
+    def __init__(self, limits: HeadLimits, codec: H1Codec = H11) -> None:
+        """Start idle: bytes that come before `expect` are never parsed.
+
+        Args:
+          limits: Bounds on heads.
+          codec: Parses the heads.
+        """
+        super().__init__(limits, codec)
         self._state = "done"
         self._method = "GET"
         self._informational = 0
@@ -404,7 +382,8 @@ class ResponseReader(_Reader):
         """Return everything decodable of the current response, in order.
 
         Raises:
-          MessageRefused: 502, the response cannot be trusted.
+          MessageRefused: 502, the response cannot be trusted. What came before the mistake was
+            returned by the call before, which left the refusal in `refused`.
         """
         if self._direct is not None:
             direct, self._direct = self._direct, None
@@ -427,9 +406,11 @@ class ResponseReader(_Reader):
             assert decoder is not None
             try:
                 events += decoder.decode(self.buffer)
-            except MessageRefused:
+                self.refused = decoder.refused
+            except MessageRefused as exc:
                 if not events:
                     raise
+                self.refused = exc
             if decoder.done:
                 self._state = "done"
         elif state == "close" and self.buffer:
@@ -445,13 +426,13 @@ class ResponseReader(_Reader):
         block = self._take_head(_BAD_RESPONSE, 502)
         if block is None:
             return None
-        if b"\r\n " in block or b"\r\n\t" in block:
-            block = _FOLD.sub(b" ", block)
         if b" :" in block or b"\t:" in block:
             block = _BLANK_BEFORE_COLON.sub(rb"\1:", block)
+        if b"\r\n " in block or b"\r\n\t" in block:
+            block = _unfold(block)
         if block.count(b"\r\n") - 2 > self._limits.max_fields:
             raise MessageRefused(502, "the response has too many header fields")
-        status, reason, version, fields = parse_response_head(block)
+        status, reason, version, fields = self._codec.parse_response_head(block)
         head = check_response(status, reason, version, fields, self._limits, self._method)
         facts = head.facts
         assert facts is not None

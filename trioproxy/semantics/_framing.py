@@ -7,6 +7,8 @@ refused. The rows named in comments are those of the documentation's page on hos
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from ipaddress import IPv6Address
 
 import attrs
 
@@ -19,6 +21,11 @@ MAX_METHOD = 32
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _DIGITS = re.compile(rb"[0-9]{1,64}")
 _VERSION = re.compile(rb"[0-9]\.[0-9]")
+# A transfer coding with parameters that are tokens (RFC 9112 section 7); nothing quoted.
+_CODING = re.compile(
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+    rb"(?:[ \t]*;[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*=[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*"
+)
 _BAD_TARGET = re.compile(rb"[^\x21\x22\x24-\x5b\x5d-\x7e]")  # controls, space, #, \, >= 0x7f
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(
@@ -94,6 +101,11 @@ def valid_host(host: bytes) -> bool:
     match = _HOST.fullmatch(host)
     if match is None:
         return False
+    if host[:1] == b"[":
+        try:
+            IPv6Address(host[1 : host.index(b"]")].decode("ascii"))
+        except ValueError:
+            return False
     port = match[1]
     return not port or int(port) <= 65535
 
@@ -157,8 +169,8 @@ def check_request(
     old = version == b"1.0"
     facts = RequestFacts()
     host: bytes | None = None
-    length: bytes | None = None
-    coding: bytes | None = None
+    lengths: list[bytes] | None = None
+    codings: list[bytes] | None = None
     connection: list[bytes] | None = None
     hop = False
     for name, _, value in fields:
@@ -168,17 +180,13 @@ def check_request(
                     raise _bad("more than one Host field")
                 host = value
             elif name == b"content-length":
-                if length is not None:
-                    raise _bad("more than one Content-Length")
-                length = value
+                lengths = [*(lengths or ()), value]
             elif name == b"connection":
                 hop = True
                 connection = (connection or []) + _tokens(value)
             elif name == b"transfer-encoding":
                 hop = True
-                if coding is not None:
-                    raise _bad("more than one Transfer-Encoding")
-                coding = value
+                codings = [*(codings or ()), value]
             elif name == b"expect":
                 if not old:
                     if value.lower() != b"100-continue":
@@ -193,17 +201,12 @@ def check_request(
                     facts.upgrade = not old
         elif b"_" in name:
             _check_underscore(name, limits)
-    if coding is not None:
-        _check_coding(coding, old=old)
-        if length is not None:
-            raise _bad("Content-Length and Transfer-Encoding together")  # H1-01
-        facts.chunked = True
-    if length is not None:
-        facts.content_length = number = parse_length(length)
-        if number is None:
-            raise _bad("malformed Content-Length")
-        if len(length) > 1 and length[0] == 48:  # 0005 goes on as 5
-            fields = [
+    if lengths is not None or codings is not None:
+        number = check_request_framing(lengths or (), codings or (), old=old)
+        facts.chunked = number is None
+        facts.content_length = number
+        if number is not None and lengths and len(lengths[0]) > 1 and lengths[0][0] == 48:
+            fields = [  # 0005 goes on as 5
                 (name, raw, b"%d" % number) if name == b"content-length" else (name, raw, value)
                 for name, raw, value in fields
             ]
@@ -216,12 +219,12 @@ def check_request(
         raise MessageRefused(405, "CONNECT is not offered here")  # H1-26
     if method == b"TRACE" and not limits.allow_trace:
         raise MessageRefused(405, "TRACE is not offered here")
-    target, fields, host = _check_target(method, target, fields, host)
     if host is None:
         if not old:
             raise _bad("no Host field")
     elif not valid_host(host):
         raise _bad("malformed Host")
+    target, fields = _check_target(method, target, fields)
     return RequestHeader.trusted(
         method.decode("ascii"),
         target,
@@ -235,34 +238,63 @@ def check_request(
 _INTERESTING = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 
 
-def _check_coding(coding: bytes, *, old: bool) -> None:
+def check_request_framing(
+    lengths: Sequence[bytes], codings: Sequence[bytes], *, old: bool
+) -> int | None:
+    """Decide how a request's content is delimited, where a framing field is there (H1-01 to H1-04).
+
+    Args:
+      lengths: The values of every Content-Length field.
+      codings: The values of every Transfer-Encoding field.
+      old: Whether the request is HTTP/1.0.
+
+    Returns:
+      The declared length, or None where the content is chunked.
+
+    Raises:
+      MessageRefused: it has two readings, or none.
+    """
+    if codings:
+        if lengths:
+            raise _bad("Content-Length and Transfer-Encoding together")
+        _check_codings(codings, old=old)
+        return None
+    if len(lengths) > 1:
+        raise _bad("more than one Content-Length")
+    number = parse_length(lengths[0])
+    if number is None:
+        raise _bad("malformed Content-Length")
+    return number
+
+
+def _check_codings(codings: Sequence[bytes], *, old: bool) -> None:
     """Refuse every Transfer-Encoding but ``chunked`` (rows H1-03, H1-04)."""
     if old:
         raise _bad("Transfer-Encoding in an HTTP/1.0 request")
-    if coding.lower() == b"chunked":
+    if len(codings) == 1 and codings[0].lower() == b"chunked":
         return
-    tokens = _tokens(coding)
+    tokens = _tokens(b",".join(codings))
     if (
         tokens[-1] == b"chunked"
         and tokens.count(b"chunked") == 1
-        and all(_TOKEN.fullmatch(token) for token in tokens)
+        and all(_CODING.fullmatch(token) for token in tokens)
     ):
         raise MessageRefused(501, "this transfer coding is not implemented")
     raise _bad("malformed Transfer-Encoding")
 
 
 def _check_target(
-    method: bytes, target: bytes, fields: list[Field], host: bytes | None
-) -> tuple[bytes, list[Field], bytes | None]:
-    """Return origin-form, the fields with their Host, and the Host (rows H1-15, H1-16)."""
+    method: bytes, target: bytes, fields: list[Field]
+) -> tuple[bytes, list[Field]]:
+    """Return origin-form, and the fields with the Host that goes with it (rows H1-15, H1-16)."""
     if _BAD_TARGET.search(target):
         raise _bad("malformed request target")
     if target[:1] == b"/":
-        return target, fields, host
+        return target, fields
     if target == b"*":
         if method != b"OPTIONS":
             raise _bad("malformed request target")
-        return target, fields, host
+        return target, fields
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise _bad("malformed request target")
@@ -274,7 +306,7 @@ def _check_target(
     elif rest[:1] == b"?":
         rest = b"/" + rest
     fields = [(b"host", b"Host", authority)] + [field for field in fields if field[0] != b"host"]
-    return rest, fields, authority
+    return rest, fields
 
 
 def check_response(

@@ -128,6 +128,8 @@ class H1ClientConnection:
         try:
             self.events += reader.events()
             self._stepped_aside = reader.in_body and not reader.done
+            if reader.refused is not None:
+                raise reader.refused
         except MessageRefused as exc:
             self._fail(ProxyError.because(ErrorType.InvalidHTTPHeader, str(exc), exc).into_up())
 

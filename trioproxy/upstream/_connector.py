@@ -10,6 +10,7 @@ import trio
 from .._config import ServerConf
 from .._peer import HttpPeer
 from ..codec._h1 import HeadLimits, ResponseReader
+from ..codec._h1_codec import H1Codec, http1_codec
 from ..streams._h1_client import H1ClientConnection
 from ..transport._connect import connect
 
@@ -36,8 +37,10 @@ class SocketConnector(Connector):
     conf: ServerConf
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(LOOKUPS))
     _limits: HeadLimits = attrs.field(init=False)
+    _codec: H1Codec = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._codec = http1_codec(self.conf.http1_codec)
         self._limits = HeadLimits(
             max_bytes=self.conf.max_response_header_bytes,
             max_fields=self.conf.max_response_header_fields,
@@ -56,4 +59,4 @@ class SocketConnector(Connector):
             dns_timeout=self.conf.dns_timeout,
             limiter=self._limiter,
         )
-        return H1ClientConnection(transport, info, ResponseReader(self._limits))
+        return H1ClientConnection(transport, info, ResponseReader(self._limits, self._codec))
