@@ -41,6 +41,15 @@ def _optional_count(
         )
 
 
+def _optional_positive(
+    _instance: object, attribute: attrs.Attribute[int | None], value: object
+) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(
+            f"{attribute.name}={value!r}: a whole number, 1 or more, is right, or None for no limit"
+        )
+
+
 def _one_of(*choices: str) -> Callable[[Any, attrs.Attribute[str], str], None]:
     def check(_instance: Any, attribute: attrs.Attribute[str], value: object) -> None:
         if value not in choices:
@@ -89,6 +98,7 @@ class ServerConf:
       max_response_header_bytes: Size of a response head.
       max_response_header_fields: Fields of a response head.
       max_attempts: Attempts in all for one request, at least 1.
+      keepalive_request_limit: Requests that one client connection may carry; None for no limit.
       max_connections: Client connections at once; None for no limit.
       max_sessions: Requests in flight at once.
       pool_size: Idle upstream connections kept.
@@ -119,6 +129,7 @@ class ServerConf:
     max_response_header_bytes: int = attrs.field(default=131072, validator=_count(64))
     max_response_header_fields: int = attrs.field(default=256, validator=_count(1))
     max_attempts: int = attrs.field(default=16, validator=_count(1))
+    keepalive_request_limit: int | None = attrs.field(default=None, validator=_optional_positive)
     max_connections: int | None = attrs.field(default=None, validator=_optional_count)
     max_sessions: int = attrs.field(default=10000, validator=_count(1))
     pool_size: int = attrs.field(default=128, validator=_count(0))

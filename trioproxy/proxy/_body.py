@@ -58,6 +58,11 @@ class RequestBody:
         return bool(pending) and not self.bytes_read and _ends(pending[-1])
 
     @property
+    def ended(self) -> bool:
+        """Whether the body's end has arrived, read or not."""
+        return self.done or (bool(self._pending) and _ends(self._pending[-1]))
+
+    @property
     def readable_now(self) -> bool:
         """Whether `next_batch` has something without waiting for the client."""
         return bool(self._pending) or (self._replay and (bool(self._kept) or self.done))
@@ -119,6 +124,32 @@ class RequestBody:
             else:
                 self.done = True
         return batch
+
+    async def peek(self, limit: int) -> tuple[bytes, bool]:
+        """Return the body's first bytes, and whether they are all of it; consume nothing.
+
+        Raises:
+          ProxyError: more was read already than can be sent again, so that it has no start any more.
+        """
+        if self.truncated:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                f"more than {RETRY_BUFFER} bytes of the request's body were read before it was "
+                "peeked at",
+            ).into_in()
+        pending = self._pending
+        size = self._size + sum(len(event.data) for event in pending if type(event) is Data)
+        complete = self.ended
+        while not complete and size <= limit:
+            for event in await self._stream.receive_batch():
+                pending.append(event)  # type: ignore[arg-type]
+                if type(event) is Data:
+                    size += len(event.data)
+            complete = _ends(pending[-1])
+        found = b"".join([*self._kept, *(event.data for event in pending if type(event) is Data)])
+        if len(found) > limit:
+            return found[:limit], False
+        return found, complete
 
     async def read(self) -> bytes | None:
         """Return the next raw bytes for a filter that reads by itself, or None at the end."""

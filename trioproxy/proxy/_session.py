@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from .._errors import ErrorType, ProxyError
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
     from .._peer import HttpPeer
     from ..streams._abc import DownstreamStream, UpstreamStream
     from ._engine import Services
+
+
+@attrs.frozen
+class Peeked:
+    """What `Session.peek_request_body` found.
+
+    Attributes:
+      data: The body's first bytes, at most as many as were asked for.
+      complete: Whether they are the whole body.
+    """
+
+    data: bytes
+    complete: bool
 
 
 class Session:
@@ -111,10 +125,33 @@ class Session:
         Raises:
           ProxyError: the client left, stalled, or its body is malformed.
         """
-        facts = self._request.facts
-        if facts is not None and facts.expect_continue and not self._body.done:
-            await self.write_continue_response()
+        await self._invite_body()
         return await self._body.read()
+
+    async def peek_request_body(self, limit: int) -> Peeked:
+        """Read ahead in the request's body without consuming it.
+
+        May be called from `request_filter` on, so that a peer can be chosen by the body; the bytes
+        then travel as if nobody had looked. Where ``complete`` is False the limit was reached:
+        refuse (``raise ProxyError.status(413)``) or decide without the rest. Where the client waits
+        for ``100 Continue``, it is sent.
+
+        Args:
+          limit: Bytes to read at most; they are held in memory beside the session's buffers.
+
+        Raises:
+          ProxyError: the client left, stalled, or its body is malformed.
+        """
+        if limit < 0:
+            raise ValueError(f"limit={limit}: 0 or more bytes are right")
+        await self._invite_body()
+        return Peeked(*await self._body.peek(limit))
+
+    async def _invite_body(self) -> None:
+        """Send the 100 Continue that the client may wait for (row H1-23)."""
+        facts = self._request.facts
+        if facts is not None and facts.expect_continue and not self._body.ended:
+            await self.write_continue_response()
 
     async def drain_request_body(self) -> None:
         """Read the request's body to its end and drop it, within the total drain timeout."""
@@ -345,6 +382,22 @@ class Session:
     def set_write_timeout(self, seconds: float | None) -> None:
         """Set how long a write may be without progress; None is no limit."""
         self.downstream_session.write_timeout = math.inf if seconds is None else float(seconds)
+
+    def set_min_send_rate(self, rate: float | None) -> None:
+        """Set how many bytes a second the client must take at least; None or 0 is no such rule.
+
+        A write then has as many seconds as its bytes take at this rate, and at least one; that wins
+        over `set_write_timeout`.
+        """
+        if rate is not None and not 0 <= rate < math.inf:
+            raise ValueError(f"rate={rate!r}: 0 or more bytes a second are right")
+        self.downstream_session.min_send_rate = rate or 0.0
+
+    def set_keepalive_reuses_remaining(self, requests: int | None) -> None:
+        """Set how many requests the connection may carry after this one; None is no limit."""
+        if requests is not None and requests < 0:
+            raise ValueError(f"requests={requests!r}: 0 or more are right, or None")
+        self.downstream_session.reuses_remaining = requests
 
     def set_total_drain_timeout(self, seconds: float | None) -> None:
         """Set how long an unread rest of the request may take; None is no limit."""

@@ -24,6 +24,7 @@ from .._config import Listener, ServerConf
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from ..codec._h1 import HeadLimits, RequestReader
+from ..codec._h1_codec import http1_codec
 from ..proxy._bound import Filters
 from ..proxy._engine import Engine, Services
 from ..proxy._filters import ProxyHttp
@@ -107,6 +108,7 @@ class _Server:
             on_record=self.access_log.write if self.access_log is not None else None,
         )
         self.engine = Engine(self.services)
+        self.codec = http1_codec(conf.http1_codec)
         self.limits = HeadLimits(
             max_bytes=conf.max_header_bytes,
             max_fields=conf.max_header_fields,
@@ -121,6 +123,7 @@ class _Server:
             write_timeout=conf.write_timeout,
             drain_timeout=conf.drain_timeout,
             drain_bytes=conf.drain_bytes,
+            request_limit=conf.keepalive_request_limit,
             server_name=conf.server_name.encode("ascii"),
         )
         self.listening: list[ListenSocket] = []
@@ -174,7 +177,9 @@ class _Server:
 
     async def connection(self, transport: ByteStream, info: ConnectionInfo) -> None:
         """Serve one connection; whatever goes wrong on it stays with it (row S-10)."""
-        reader = RequestReader(self.limits, max_body_bytes=self.conf.max_body_bytes)
+        reader = RequestReader(
+            self.limits, max_body_bytes=self.conf.max_body_bytes, codec=self.codec
+        )
         connection = H1ServerConnection(transport, info, reader, self.options, self.on_refused)
         self.connections.add(connection)
         self.connections_total += 1

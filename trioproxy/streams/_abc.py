@@ -91,8 +91,13 @@ class DownstreamStream(MessageStream[ResponseEvent, RequestEvent]):
     abort_on_close: bool
     #: Whether a response that starts before the request's end closes the connection.
     close_on_early_response: bool
-    #: Seconds and bytes within which an unread rest of the request is dropped.
+    #: Seconds within which an unread rest of the request is dropped.
     drain_timeout: float
+    #: Requests that the connection may carry after this one; None for no limit.
+    reuses_remaining: int | None
+    #: Bytes a second that the client must take at least; 0 for no such rule. It takes the place of
+    #: `write_timeout`: a write then has one second, or as long as its bytes take at this rate.
+    min_send_rate: float
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ after another in the task that calls `H1ServerConnection.run`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -53,6 +54,8 @@ class H1ServerOptions:
     write_timeout: float = 60.0
     drain_timeout: float = 2.0
     drain_bytes: int = 262144
+    request_limit: int | None = None
+    min_send_rate: float = 0.0
     server_name: bytes = b"trioproxy"
 
 
@@ -89,6 +92,8 @@ class H1ServerConnection:
         self.broken: ProxyError | None = None
         self.eof = False
         self.draining = False
+        limit = options.request_limit
+        self.reuses_remaining = None if limit is None else limit - 1
         self._on_refused = on_refused
         self._room = Bell()
         self._exchange: H1DownstreamStream | None = None
@@ -111,8 +116,13 @@ class H1ServerConnection:
                         break
                     assert exchange.keepalive is not None
                     idle_timeout = exchange.keepalive
-                if self.refusal is not None and self._exchange is None and not linger:
-                    linger = await self._refuse(self.refusal)
+                    left = exchange.reuses_remaining
+                    self.reuses_remaining = None if left is None else left - 1
+                else:
+                    # Only between exchanges: behind a response that was cut, an answer would be
+                    # read as its content.
+                    if self.refusal is not None:
+                        linger = await self._refuse(self.refusal)
                 nursery.cancel_scope.cancel()
             if linger and not self.eof and self.broken is None:
                 await self._linger()
@@ -181,6 +191,8 @@ class H1ServerConnection:
                     self.queued += len(event.data)
             self.events += batch
             self.bell.ring()
+        if reader.refused is not None:  # behind the good events that were just queued
+            self.refusal = reader.refused
 
     def take(self) -> list[RequestEvent]:
         """Hand the decoded events over; the reader may go on."""
@@ -318,7 +330,9 @@ class H1DownstreamStream(DownstreamStream):
         "drain_timeout",
         "info",
         "keepalive",
+        "min_send_rate",
         "read_timeout",
+        "reuses_remaining",
         "told_close",
         "write_timeout",
         "writer",
@@ -332,6 +346,8 @@ class H1DownstreamStream(DownstreamStream):
         self.abort_on_close = True
         self.close_on_early_response = True
         self.drain_timeout = options.drain_timeout
+        self.reuses_remaining = connection.reuses_remaining
+        self.min_send_rate = options.min_send_rate
         self.read_timeout = options.body_timeout
         self.write_timeout = options.write_timeout
         self.writer = MessageWriter()
@@ -369,6 +385,8 @@ class H1DownstreamStream(DownstreamStream):
 
     def party_left(self) -> None:
         """Cancel the session, where the client counts as gone."""
+        if self.writer.finished and not self.broken:
+            return  # the response is out whole: who leaves now has got what it asked for
         if self._scope is not None and self.departure is not None:
             self._scope.cancel()
 
@@ -421,7 +439,10 @@ class H1DownstreamStream(DownstreamStream):
             return
         self.broken = True  # until the write is whole (row S-04)
         try:
-            await connection.transport.send_parts(parts, self.write_timeout)
+            if self.min_send_rate:
+                await self._send_at_rate(parts)
+            else:
+                await connection.transport.send_parts(parts, self.write_timeout)
         except trio.ClosedResourceError as exc:
             raise ProxyError.because(ErrorType.ConnectionClosed, "closed", exc).into_down() from exc
         except ProxyError as exc:
@@ -429,11 +450,23 @@ class H1DownstreamStream(DownstreamStream):
             raise
         self.broken = False
 
+    async def _send_at_rate(self, parts: list[bytes]) -> None:
+        """Send within the time that the bytes take at the lowest rate allowed."""
+        rate = self.min_send_rate
+        seconds = max(sum(map(len, parts)), rate) / rate
+        with trio.move_on_after(seconds) as scope:
+            await self._connection.transport.send_parts(parts, math.inf)
+        if scope.cancelled_caught:
+            raise ProxyError.explain(
+                ErrorType.WriteTimedout, f"the client takes less than {rate:g} bytes a second"
+            )
+
     def _decide_close(self) -> None:
         """Decide, before the head goes out, whether the connection survives (row H1-22)."""
         connection = self._connection
         if (
             self.keepalive is None
+            or (self.reuses_remaining is not None and self.reuses_remaining <= 0)
             or connection.draining
             or (connection.eof and not connection.reader.leftover)
             or connection.refusal is not None

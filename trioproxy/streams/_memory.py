@@ -145,7 +145,9 @@ class MemoryDownstream(DownstreamStream):
         "drain_timeout",
         "info",
         "keepalive",
+        "min_send_rate",
         "read_timeout",
+        "reuses_remaining",
         "write_timeout",
     )
 
@@ -157,6 +159,8 @@ class MemoryDownstream(DownstreamStream):
         self.abort_on_close = True
         self.close_on_early_response = True
         self.drain_timeout = 2.0
+        self.reuses_remaining = 0
+        self.min_send_rate = 0.0
         self.read_timeout = math.inf
         self.write_timeout = math.inf
 
