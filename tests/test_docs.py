@@ -1,0 +1,441 @@
+"""The documentation says what the code does: tables, charts, options and examples are held to it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+import trioproxy
+from trioproxy import ErrorType, Listener, PeerOptions, ProxyHttp, ServerConf
+from trioproxy.proxy._plan import CALLBACKS
+from trioproxy.server import _cli
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.rst"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+COMMANDS = ("reverse", "run")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# -- reading the pages ---------------------------------------------------------------------------
+
+
+def code_blocks(path: Path, language: str) -> list[tuple[int, str]]:
+    """Return the code blocks of a page in one language, each with the line it starts at."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    else:
+        found = re.finditer(
+            rf"^\.\. code-block:: {language}\n\n((?:(?:   .*)?\n)+)", text, re.MULTILINE
+        )
+    return [(text.count("\n", 0, m.start(1)) + 1, textwrap.dedent(m[1])) for m in found]
+
+
+def pages_with(language: str) -> list[Any]:
+    return [pytest.param(page, id=page.name) for page in TEXTS if code_blocks(page, language)]
+
+
+def table(page: str, label: str) -> list[list[str]]:
+    """Return the cells of the list-table behind a label, without its header row."""
+    text = read(f"docs/{page}")
+    body = text.split(f".. _{label}:\n", 1)[1].split(".. list-table::\n", 1)[1]
+    body = re.split(r"^\S", body, maxsplit=1, flags=re.MULTILINE)[0]
+    rows: list[list[str]] = []
+    for line in body.splitlines():
+        if line.startswith("   * - "):
+            rows.append([line[7:]])
+        elif line.startswith("     - "):
+            rows[-1].append(line[7:])
+        elif line.startswith("       ") and rows:
+            rows[-1][-1] += f" {line.strip()}"
+    return rows[1:]
+
+
+def plain(cell: str) -> str:
+    """Return a cell's text without its markup."""
+    named = re.fullmatch(r":\w+:`([^<`]+) <[^>]*>`", cell)
+    return named[1] if named else cell.strip("`")
+
+
+# -- the trait -----------------------------------------------------------------------------------
+
+
+def test_the_phase_chart_has_every_callback_once_and_in_order() -> None:
+    text = read("docs/life.rst").split(".. _phase-chart:\n", 1)[1]
+    chart = text.split(".. code-block:: text\n", 1)[1].split("\nA request that", 1)[0]
+    names = {name for name, _, _ in CALLBACKS}
+    charted = [word for word in re.findall(r"─ (\w+)", chart) if "_" in word or word in names]
+    assert charted == [name for name, _, _ in CALLBACKS]
+
+
+def test_the_callback_table_has_every_callback_with_its_kind() -> None:
+    rows = table("life.rst", "callback-table")
+    documented = [(plain(name), kind) for name, kind, _, _, _ in rows]
+    assert documented == [(name, kind) for name, _, kind in CALLBACKS]
+
+
+def test_required_callbacks_are_the_abstract_ones() -> None:
+    rows = table("life.rst", "callback-table")
+    required = {plain(row[0]) for row in rows if row[3].endswith("required")}
+    assert required == set(ProxyHttp.__abstractmethods__)
+
+
+def test_both_lists_of_callbacks_that_may_not_fail_agree() -> None:
+    rows = table("life.rst", "callback-table")
+    by_life = {plain(row[0]) for row in rows if row[4].startswith("may not fail")}
+    by_errors: set[str] = set()
+    for row in table("errors.rst", "may-not-fail"):
+        by_errors.update(plain(cell) for cell in row[0].split(", "))
+    assert by_life == by_errors
+
+
+def test_the_kinds_of_errors_are_those_of_the_error_type() -> None:
+    section = read("docs/errors.rst").split(".. _error-types:\n", 1)[1]
+    documented = set(re.findall(r"``([A-Z]\w+)", section))
+    kinds = {name for name in ErrorType.__annotations__ if name[0].isupper()}
+    assert documented == kinds | {"HTTPStatus", "Custom"}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    documented = set(
+        re.findall(
+            r"^\.\. (?:auto\w+|py:data):: (?:trioproxy\.)?(\w+)",
+            read("docs/reference.rst"),
+            re.MULTILINE,
+        )
+    )
+    public = {
+        name
+        for name, value in vars(trioproxy).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == "trioproxy"
+    }
+    assert public | {"__version__"} <= documented
+
+
+# -- settings and options ------------------------------------------------------------------------
+
+
+def shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_tables_of_settings_are_those_of_the_server_conf() -> None:
+    documented = {
+        plain(row[0]): row[1]
+        for label in ("conf-timeouts", "conf-limits", "conf-habits")
+        for row in table("limits.rst", label)
+    }
+    fields = {field.name: shown(field.default) for field in attrs.fields(ServerConf)}
+    assert documented == fields
+
+
+def test_the_table_of_peer_options_is_that_of_the_class() -> None:
+    rows = table("limits.rst", "peer-options")
+    assert [plain(row[0]) for row in rows] == [field.name for field in attrs.fields(PeerOptions)]
+    settings = {field.name for field in attrs.fields(ServerConf)}
+    assert {plain(row[1]) for row in rows} <= settings
+
+
+def options_of(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """Return a command's options as ``--help`` shows them, with what is said of their defaults."""
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit) as stopped:
+        _cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    options: dict[str, str] = {}
+    for line in re.findall(r"^  (--.*(?:\n   .*)*)", text, re.MULTILINE):
+        usage, _, about = line.partition("  ")
+        default = re.search(r"\(default ([^)]*)\)", about)
+        options[usage.strip()] = default[1] if default else "off"
+    return options
+
+
+def test_the_table_of_options_is_that_of_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documented = {plain(row[0]): row[2] for row in table("command-line.rst", "options")}
+    real = {
+        **options_of("reverse", capsys, monkeypatch),
+        **options_of("run", capsys, monkeypatch),
+    }
+    assert documented == real
+
+
+def test_options_of_one_command_alone_are_marked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_command = {command: options_of(command, capsys, monkeypatch) for command in COMMANDS}
+    for row in table("command-line.rst", "options"):
+        has = [command for command in COMMANDS if plain(row[0]) in by_command[command]]
+        marked = re.search(r"\(``(\w+)`` only\)", row[1])
+        assert has == ([marked[1]] if marked else list(COMMANDS)), row
+
+
+def nox_sessions() -> set[str]:
+    return {
+        node.name
+        for node in ast.parse(read("noxfile.py")).body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+    }
+
+
+@pytest.mark.parametrize("page", pages_with("console"))
+def test_commands_in_console_blocks_are_accepted(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = (
+        "import trioproxy\n"
+        "class Gateway(trioproxy.ProxyHttp[None]):\n"
+        "    def new_ctx(self): return None\n"
+        "    async def upstream_peer(self, session, ctx): return None\n"
+        "Guarded = Gateway\n"
+        "proxy = Gateway()\n"
+    )
+    (tmp_path / "path").mkdir()
+    for file in ("gateway.py", "path/gateway.py"):
+        (tmp_path / file).write_text(program, encoding="utf-8")
+    served: list[object] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_cli, "run", lambda proxy, *binds, conf: served.append(proxy))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    lines = [
+        line.removeprefix("$ ")
+        for _, block in code_blocks(page, "console")
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert lines
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        if program == "trioproxy":
+            before = len(served)
+            monkeypatch.delitem(sys.modules, "gateway", raising=False)
+            with pytest.raises(SystemExit) as stopped:
+                _cli.main(arguments)
+            assert stopped.value.code == 0, line
+            assert len(served) == before + ("--version" not in arguments)
+        else:
+            assert program in ("curl", "python"), line
+    sys.modules.pop("gateway", None)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in TEXTS])
+def test_nox_sessions_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"nox -s (\w+)", page.read_text(encoding="utf-8")))
+    assert named <= nox_sessions() | {"NAME"}
+
+
+# -- promises under attack -----------------------------------------------------------------------
+
+
+def all_test_functions() -> set[str]:
+    return {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text(encoding="utf-8"))
+    }
+
+
+def promises() -> list[list[str]]:
+    return table("attacks.rst", "promises")
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row[0]) for row in promises()])
+def test_each_promise_has_a_test_that_carries_its_name(row: list[str]) -> None:
+    prefix = plain(row[3])
+    assert prefix == f"test_{row[0].lower().replace('-', '_')}"
+    assert any(name.startswith(f"{prefix}_") for name in all_test_functions())
+
+
+def test_promises_are_in_order_and_made_once() -> None:
+    names = [row[0] for row in promises()]
+    assert names == sorted(set(names))
+
+
+def test_each_row_that_a_test_is_named_after_is_on_the_page() -> None:
+    page = read("docs/attacks.rst")
+    for name in all_test_functions():
+        row = re.match(r"test_(h1|r)_(\d\d)_", name)
+        if row:
+            assert f"{row[1].upper()}-{row[2]}" in page, name
+
+
+# -- links and files -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in TEXTS])
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(([^)#]+)[^)]*\)", text) if page.suffix == ".md" else []
+    linked += re.findall(r"^\s*\.\. literalinclude:: (\S+)", text, re.MULTILINE)
+    for target in linked:
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+    for target in re.findall(r"`((?:docs|examples|tests|trioproxy)/[\w./]*)`", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_documents_are_reachable_from_the_index() -> None:
+    listed = set(re.findall(r"^   ([\w-]+)$", read("docs/index.rst"), re.MULTILINE))
+    assert listed == {page.stem for page in PAGES} - {"index"}
+
+
+def test_the_map_in_contributing_names_modules_that_exist() -> None:
+    rows = re.findall(r"^\| \d [^|]*\|([^|]*)\|", read("CONTRIBUTING.md"), re.MULTILINE)
+    assert len(rows) == 8
+    for name in re.findall(r"`([\w/]+)`", "".join(rows)):
+        path = ROOT / "trioproxy" / name
+        assert path.is_dir() if name.endswith("/") else path.with_suffix(".py").is_file(), name
+
+
+# -- the first screen of the README --------------------------------------------------------------
+
+
+def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None:
+    lines = read("README.md").splitlines()
+    screen = "\n".join(lines[:45])
+    title, what = lines[0], lines[2]
+    assert title == "# trioproxy"
+    assert "HTTP proxy" in what
+    for name in ("Pingora", "Trio", "nursery"):
+        assert name in screen
+    for session in ("demo", "tests"):
+        assert f"`python -m pip install nox && python -m nox -s {session}`" in screen
+        assert session in nox_sessions()
+    start, proxy = code_blocks(ROOT / "README.md", "python")[0]
+    assert len(proxy.splitlines()) <= 15
+    assert start + len(proxy.splitlines()) <= 45
+
+
+# -- running the code blocks ---------------------------------------------------------------------
+
+
+class Origin(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = f"GET {self.path}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def origin_port() -> Iterator[int]:
+    """Run a server that knows nothing of trioproxy, in a thread."""
+    with HTTPServer(("127.0.0.1", 0), Origin) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+async def ask(url: str, path: str) -> bytes:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        await stream.send_all(
+            f"GET {path} HTTP/1.1\r\nHost: docs\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = b""
+        async for data in stream:
+            answer += data
+    return answer
+
+
+class OneRequest:
+    """Stands in for `trioproxy.run`: serves on a free port, sends one request and stops."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+
+    def __call__(
+        self, proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None = None
+    ) -> None:
+        for bind in binds:
+            assert isinstance(
+                bind if isinstance(bind, Listener) else Listener.parse(bind), Listener
+            )
+        self.answers.append(trio.run(self._serve, proxy, conf))
+
+    async def _serve(self, proxy: ProxyHttp[Any], conf: ServerConf | None) -> bytes:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                running = await nursery.start(
+                    lambda task_status: trioproxy.serve(
+                        proxy, "127.0.0.1:0", conf=conf, task_status=task_status
+                    )
+                )
+                answer = await ask(running.urls[0], "/hello")
+                await running.drain()
+        return answer
+
+
+async def run_in_nursery(function: Callable[..., Any]) -> None:
+    """Call a test of a page as pytest-trio would, or a main without arguments."""
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            given = {"nursery": nursery}
+            await function(**{name: given[name] for name in inspect.signature(function).parameters})
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.socket
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_code_blocks_run(page: Path, origin_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page are one program, from top to bottom."""
+    one_request = OneRequest()
+    monkeypatch.setattr(trioproxy, "run", one_request)
+    blocks = code_blocks(page, "python")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    done: set[str] = set()
+    for line, source in blocks:
+        source = re.sub(r"\b9000\b", str(origin_port), source)
+        code = compile("\n" * (line - 1) + source, str(page), "exec", dont_inherit=True)
+        exec(code, namespace)
+        for name, value in list(namespace.items()):
+            wanted = name.startswith("test_") or (name == "main" and "trio.run(main" not in source)
+            if wanted and inspect.iscoroutinefunction(value) and name not in done:
+                done.add(name)
+                trio.run(run_in_nursery, value)
+    for answer in one_request.answers:
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
+        assert answer.endswith(b"GET /hello\n")
+    calls = sum("trioproxy.run(" in source for _, source in blocks)
+    assert len(one_request.answers) == calls
+
+
+@pytest.mark.socket
+def test_the_proxy_of_the_readme_does_what_it_says(
+    origin_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_request = OneRequest()
+    monkeypatch.setattr(trioproxy, "run", one_request)
+    _, source = code_blocks(ROOT / "README.md", "python")[0]
+    exec(source.replace("9000", str(origin_port)), {"__name__": "__main__"})
+    assert b"\r\nx-served-by: gateway\r\n" in one_request.answers[0]
