@@ -219,7 +219,7 @@ class ProxyHttp(ABC, Generic[CtxT]):
     ) -> float | Awaitable[float | None] | None:
         """Rewrite a piece of the response's body as it came: set ``body.data``.
 
-        When: for every piece; `def` and `async def` both do. Return seconds to wait before the
+        When: for every piece; ``def`` and ``async def`` both do. Return seconds to wait before the
         piece goes on, which slows the reading from the origin down. ``end_of_stream`` is True
         exactly once for a body that ended properly. A response without a body gets no call. An
         exception fails the attempt (`error_while_proxy`). Default: None. Pingora:
@@ -232,7 +232,7 @@ class ProxyHttp(ABC, Generic[CtxT]):
     ) -> float | Awaitable[float | None] | None:
         """Rewrite a piece of the response's body on its way to this client: set ``body.data``.
 
-        When: for every piece, after `upstream_response_body_filter`; `def` and `async def` both
+        When: for every piece, after `upstream_response_body_filter`; ``def`` and ``async def`` both
         do. Return seconds to wait before this piece is written. ``end_of_stream`` as there. An
         exception fails the attempt (`error_while_proxy`). Default: None. Pingora:
         ``response_body_filter``.

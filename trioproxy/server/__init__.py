@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..upstream._pool import PoolStatistics as PoolStatistics
 from ._run import run as run
 from ._serve import Running as Running
 from ._serve import Statistics as Statistics
