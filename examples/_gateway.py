@@ -9,6 +9,7 @@ import attrs
 import trioproxy
 from trioproxy import (
     BodyChunk,
+    ErrorSource,
     ErrorType,
     HttpPeer,
     ProxyError,
@@ -103,7 +104,8 @@ class Gateway(trioproxy.ProxyHttp[Context]):
     # -- and in the end ------------------------------------------------------------------------
 
     def suppress_error_log(self, session: Session, ctx: Context, e: ProxyError) -> bool:
-        return e.etype == ErrorType.HTTPStatus(403)  # a refusal of our own is no news
+        # A refusal of our own is no news, nor is a client that left.
+        return e.etype == ErrorType.HTTPStatus(403) or e.esource is ErrorSource.DOWNSTREAM
 
     async def logging(self, session: Session, e: ProxyError | None, ctx: Context) -> None:
         head, reply = session.req_header(), session.response_written()
