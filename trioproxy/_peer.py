@@ -78,6 +78,8 @@ class HttpPeer:
       scheme: ``"http"``.
       group_key: Connections are reused only among peers with the same number.
       options: Timeouts.
+      reuse_key: What two peers must share for one to use the other's idle connection.
+      name: The peer as a log shows it.
     """
 
     host: str | None = None
@@ -86,9 +88,7 @@ class HttpPeer:
     scheme: str = attrs.field(default="http", kw_only=True)
     group_key: int = attrs.field(default=0, kw_only=True)
     options: PeerOptions = attrs.field(factory=PeerOptions, kw_only=True)
-    #: What two peers must share for one to use the other's idle connection.
     reuse_key: Hashable = attrs.field(init=False, repr=False, eq=False)
-    #: The peer as a log shows it.
     name: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:

@@ -228,6 +228,8 @@ class StreamAdapter(ByteStream):
 
     async def send_eof(self) -> None:
         """End the output, where the stream can do that."""
+        if self._closed:
+            raise trio.ClosedResourceError("this connection is closed")
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             with contextlib.suppress(trio.BrokenResourceError):
                 await self._stream.send_eof()
