@@ -197,6 +197,8 @@ class Wire:
 Origin = Callable[[Wire], Awaitable[None]]
 #: What happens to a connection attempt: an origin serves it, or it fails with this error.
 Outcome = Origin | ErrorType
+#: By the peer's name: what becomes of every connection, or of the first, the second and so on.
+Origins = Mapping[str, Outcome | Sequence[Outcome]]
 
 
 def answers(*responses: bytes, bodiless: bool = False) -> Origin:
@@ -495,8 +497,7 @@ class MemoryConnector(Connector):
     """Connects to origins that are functions of this process."""
 
     nursery: trio.Nursery
-    #: By the peer's name: what becomes of every connection, or of the first, the second and so on.
-    origins: Mapping[str, Outcome | Sequence[Outcome]]
+    origins: Origins
     #: Whether a write waits until the other party has read it all.
     lockstep: bool = False
     asked: list[str] = attrs.field(factory=list)
@@ -607,7 +608,7 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(
     proxy: ProxyHttp[Any],
-    origins: Outcome | Mapping[str, Outcome | Sequence[Outcome]],
+    origins: Outcome | Origins,
     *,
     conf: ServerConf | None = None,
     lockstep: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -17,6 +17,7 @@ from tests._support.recording import (
     ORIGIN_2,
     Ctx,
     CutError,
+    Origins,
     Outcome,
     Recorder,
     Wire,
@@ -31,6 +32,8 @@ from tests._support.recording import (
 from trioproxy import ErrorType, ProxyError, ResponseHeader, Session
 
 Hooks = dict[str, Callable[..., Any]]
+
+USUAL = answers(OK)
 
 PREFIX = ["new_ctx", "early_request_filter", "request_filter"]
 TO_ORIGIN = [*PREFIX, "proxy_upstream_filter"]
@@ -54,7 +57,7 @@ class Row:
     #: The status that the client sees; 0 for a response that was cut.
     status: int
     hooks: Callable[[], Hooks] = dict
-    origins: Outcome | Mapping[str, Outcome | Sequence[Outcome]] = answers(OK)
+    origins: Outcome | Origins = USUAL
     request: bytes = GET
     #: Whether two peers are tried in turn.
     two_peers: bool = False
@@ -134,16 +137,27 @@ ROWS = [
     ),
     Row(
         "no cache, a response with neither length nor body",
-        [*TO_ORIGIN, *CONNECTED, *NO_BODY]
-        + ["upstream_response_filter(204)", "response_filter(204)", "logging"],
+        [
+            *TO_ORIGIN,
+            *CONNECTED,
+            *NO_BODY,
+            "upstream_response_filter(204)",
+            "response_filter(204)",
+            "logging",
+        ],
         204,
         origins=answers(b"HTTP/1.1 204 No Content\r\n\r\n"),
     ),
     Row(
         "no cache, informational heads before the final one",
-        [*TO_ORIGIN, *CONNECTED, *NO_BODY]
-        + ["upstream_response_filter(103)", "response_filter(103)"] * 2
-        + [*HELLO, "logging"],
+        [
+            *TO_ORIGIN,
+            *CONNECTED,
+            *NO_BODY,
+            *["upstream_response_filter(103)", "response_filter(103)"] * 2,
+            *HELLO,
+            "logging",
+        ],
         200,
         origins=answers(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + OK),
     ),
