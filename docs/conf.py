@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 import re
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 import trioproxy
@@ -42,9 +44,12 @@ Statistics.__module__ = PoolStatistics.__module__ = "trioproxy.server"
 nitpicky = True
 # The build needs no network, so that names of other projects are not looked up.
 nitpick_ignore_regex = [
-    (r"py:.*|any", r"(trio|attrs|logging|http|math|collections\.abc|typing|argparse)\..*"),
+    (
+        r"py:.*|any",
+        r"(trio|attrs|logging|http|math|collections\.abc|contextlib|typing|argparse)\..*",
+    ),
     (r"py:.*|any", "|".join(sorted(name for name in dir(builtins) if name[0] != "_"))),
-    (r"py:.*", r"Awaitable|CtxT|Services|DownstreamStream|UpstreamStream|Path"),
+    (r"py:.*|any", r"Awaitable|CtxT|Exchanges|(Message|Downstream|Upstream)Stream(\.\w+)?"),
     # Parts of the engine that a signature names and that nobody has to know.
     (r"py:.*|any", r"trioproxy\.(?:\w+\.)*_\w+\..*"),
 ]
@@ -65,6 +70,22 @@ class Unreleased(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(text or ["Nothing yet."]))
 
 
+def show_sources(_app: Sphinx) -> None:
+    """Let autodoc find the sources of public names, for the order of methods and for comments.
+
+    It looks for them in the module that a name says it is of, which is the public one.
+    """
+    public = ModuleAnalyzer.for_module("trioproxy")
+    public.analyze()
+    for name in sorted(sys.modules):
+        if name.startswith("trioproxy."):
+            private = ModuleAnalyzer.for_module(name)
+            private.analyze()
+            public.attr_docs.update(private.attr_docs)
+            public.tagorder.update(private.tagorder)
+
+
 def setup(app: Sphinx) -> None:
-    """Add the directive."""
+    """Add the directive, and prepare autodoc."""
     app.add_directive("unreleased", Unreleased)
+    app.connect("builder-inited", show_sources)
