@@ -216,8 +216,21 @@ def answers(*responses: bytes, bodiless: bool = False) -> Origin:
     return serve
 
 
+def in_pieces(*pieces: bytes) -> Origin:
+    """Return an origin that reads a request and sends some bytes, each piece read by itself."""
+
+    async def serve(wire: Wire) -> None:
+        await wire.message()
+        for piece in pieces:
+            await wire.send(piece)
+            await trio.testing.wait_all_tasks_blocked()
+        await wire.more()
+
+    return serve
+
+
 def cuts(*pieces: bytes) -> Origin:
-    """Return an origin that reads a request, sends some bytes and closes."""
+    """Return an origin that reads a request, sends some bytes likewise and closes."""
 
     async def serve(wire: Wire) -> None:
         await wire.message()

@@ -25,6 +25,7 @@ from tests._support.recording import (
     answers,
     chunked,
     cuts,
+    in_pieces,
     keeps,
     open_gateway,
     post,
@@ -675,7 +676,7 @@ async def test_the_upstream_body_filter_runs_before_the_response_body_filter_on_
     recorder = Recorder(
         hooks={"upstream_response_body_filter": upstream, "response_body_filter": downstream}
     )
-    response = await run(recorder, answers(CHUNKED + chunked(b"a", b"b")))
+    response = await run(recorder, in_pieces(CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n", b"0\r\n\r\n"))
 
     assert response.body == b"a12b12"
     assert recorder.pieces("upstream_response_body_filter") == [
