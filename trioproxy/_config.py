@@ -88,6 +88,8 @@ class ServerConf:
       body_timeout: For each gap in a request's content.
       upstream_idle_timeout: How long an upstream connection may be idle.
       drain_timeout: For dropping the unread rest of a request, and for a lingering close.
+      tunnel_idle_timeout: How long a tunnel may be idle in both directions together.
+      tunnel_half_close_timeout: How long a tunnel goes on when one side has ended its output.
       drain_bytes: How much of it is dropped at most.
       logging_timeout: For the ``logging`` callback.
       dns_timeout: For looking up a host name.
@@ -119,6 +121,8 @@ class ServerConf:
     body_timeout: float = attrs.field(default=60.0, validator=_seconds)
     upstream_idle_timeout: float = attrs.field(default=55.0, validator=_seconds)
     drain_timeout: float = attrs.field(default=2.0, validator=_seconds)
+    tunnel_idle_timeout: float = attrs.field(default=300.0, validator=_seconds)
+    tunnel_half_close_timeout: float = attrs.field(default=60.0, validator=_seconds)
     drain_bytes: int = attrs.field(default=262144, validator=_count(0))
     logging_timeout: float = attrs.field(default=1.0, validator=_seconds)
     dns_timeout: float = attrs.field(default=5.0, validator=_seconds)

@@ -30,7 +30,8 @@ class RequestFacts:
       nominated: Lower-case names of fields that Connection nominates (row H1-19).
       hop_by_hop: Whether any field has to be stripped before the request goes on.
       expect_continue: Whether the client waits for 100 Continue.
-      upgrade: Whether the client offers an upgrade.
+      offers: The protocols that the client offers to switch to, as it wrote them (RFC 9110 section
+        7.8); empty where the offer has no effect.
       te_trailers: Whether the client takes trailers.
     """
 
@@ -41,7 +42,7 @@ class RequestFacts:
     nominated: tuple[bytes, ...] = ()
     hop_by_hop: bool = False
     expect_continue: bool = False
-    upgrade: bool = False
+    offers: tuple[bytes, ...] = ()
     te_trailers: bool = False
 
     @property

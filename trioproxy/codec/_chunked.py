@@ -40,6 +40,7 @@ class ChunkedDecoder:
     __slots__ = (
         "_fields",
         "_left",
+        "_nominated",
         "_overhead",
         "_pieces",
         "_state",
@@ -49,13 +50,16 @@ class ChunkedDecoder:
         "refused",
     )
 
-    def __init__(self, status: int = 400) -> None:
+    def __init__(self, status: int = 400, nominated: tuple[bytes, ...] = ()) -> None:
         """Start before the first chunk.
 
         Args:
           status: What a refusal carries: 400 for a request, 502 for a response.
+          nominated: Lower-case names of fields that Connection takes away, out of the trailers too
+            (RFC 9110 section 7.6.1).
         """
         self._status = status
+        self._nominated = nominated
         self._state = "size"
         self._left = 0
         self._overhead = 0
@@ -170,8 +174,9 @@ class ChunkedDecoder:
             return False
         self._trailer_bytes += before - len(buffer)
         if not line:
-            if self._fields:
-                events.append(Trailers(Headers.trusted(self._fields)))
+            fields = [field for field in self._fields if field[0] not in self._nominated]
+            if fields:
+                events.append(Trailers(Headers.trusted(fields)))
             events.append(END)
             self.done = True
             return False

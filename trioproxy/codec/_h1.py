@@ -85,7 +85,12 @@ class _Reader:
     @property
     def in_body(self) -> bool:
         """Whether the head is complete and content is still to come."""
-        return self._state in ("length", "chunked", "close")
+        return self._state in ("length", "chunked", "close", "tunnel")
+
+    @property
+    def in_tunnel(self) -> bool:
+        """Whether the connection has switched protocols: all bytes are content from then on."""
+        return self._state == "tunnel"
 
     @property
     def leftover(self) -> int:
@@ -207,7 +212,17 @@ class RequestReader(_Reader):
             return [data]
         if state == "chunked":
             return self._chunks()
+        if state == "tunnel" and self.buffer:
+            return [Data(self.take_leftover())]
         return []
+
+    def start_tunnel(self) -> None:
+        """Switch protocols: a 101 was sent, and what lies behind the request's head is raw.
+
+        Bytes held back until now come out as content (row H1-24).
+        """
+        self._state = "tunnel"
+        self._chunked = None
 
     def _count(self, data: Data) -> None:
         self._body_bytes += len(data.data)
@@ -253,7 +268,7 @@ class RequestReader(_Reader):
         assert facts is not None
         if facts.chunked:
             self._state = "chunked"
-            self._chunked = ChunkedDecoder()
+            self._chunked = ChunkedDecoder(400, facts.nominated)
             events = [head, *self._chunks()]
             if self.refused is not None:
                 raise self.refused
@@ -324,7 +339,7 @@ class RequestReader(_Reader):
 class ResponseReader(_Reader):
     """The client's side: the response to one request after the other."""
 
-    __slots__ = ("_direct", "_informational", "_method", "keep_alive")
+    __slots__ = ("_direct", "_informational", "_method", "_offers", "keep_alive")
 
     def __init__(self, limits: HeadLimits, codec: H1Codec = H11) -> None:
         """Start idle: bytes that come before `expect` are never parsed.
@@ -336,16 +351,23 @@ class ResponseReader(_Reader):
         super().__init__(limits, codec)
         self._state = "done"
         self._method = "GET"
+        self._offers: tuple[bytes, ...] = ()
         self._informational = 0
         self._direct: Data | None = None
         #: Whether the response allows another exchange on its connection.
         self.keep_alive = True
 
-    def expect(self, method: str) -> None:
-        """Start the response to a request of this method."""
+    def expect(self, method: str, offers: tuple[bytes, ...] = ()) -> None:
+        """Start the response to a request.
+
+        Args:
+          method: The request's method.
+          offers: The protocols that it offered to switch to.
+        """
         if self._state != "done":
             raise RuntimeError("the current response is not complete")
         self._method = method
+        self._offers = offers
         self._state = "head"
         self._scanned = 0
         self._informational = 0
@@ -367,7 +389,7 @@ class ResponseReader(_Reader):
                     self._state = "last"
                 self._direct = Data(data, not self.length_left)
                 return
-            if state == "close":
+            if state in ("close", "tunnel"):
                 self._direct = Data(data)
                 return
         elif self._direct is not None:  # two feeds without events(): join them again
@@ -413,7 +435,7 @@ class ResponseReader(_Reader):
                 self.refused = exc
             if decoder.done:
                 self._state = "done"
-        elif state == "close" and self.buffer:
+        elif state in ("close", "tunnel") and self.buffer:
             events.append(Data(bytes(self.buffer)))
             self.buffer.clear()
         elif state == "done" and events:
@@ -438,7 +460,8 @@ class ResponseReader(_Reader):
         assert facts is not None
         if status < 200:
             if status == 101:
-                raise MessageRefused(502, "the origin switches protocols without an offer")
+                self._switch(head)
+                return head
             self._informational += 1
             if self._informational > MAX_INFORMATIONAL:
                 raise MessageRefused(502, "too many informational responses")
@@ -453,7 +476,7 @@ class ResponseReader(_Reader):
             self._state = "done"
         elif facts.chunked:
             self._state = "chunked"
-            self._chunked = ChunkedDecoder(502)
+            self._chunked = ChunkedDecoder(502, facts.nominated)
         elif facts.content_length is not None:
             self._state = "length"
             self.length_left = facts.content_length
@@ -461,13 +484,26 @@ class ResponseReader(_Reader):
             self._state = "close"
         return head
 
+    def _switch(self, head: ResponseHeader) -> None:
+        """Switch protocols, where the client offered to (row U1-07)."""
+        offers = [offer.lower() for offer in self._offers]
+        chosen = [
+            each.strip().lower().encode("latin-1")
+            for value in head.headers.get_all(b"upgrade")
+            for each in value.split(",")
+        ]
+        if not chosen or not all(each in offers for each in chosen):
+            raise MessageRefused(502, "the origin switches to a protocol that was not offered")
+        self._state = "tunnel"
+        self.keep_alive = False
+
     def eof(self) -> list[ResponseEvent]:
         """Take the end of input: a body that ends with the connection is whole.
 
         Raises:
           IncompleteMessage: the response was cut.
         """
-        if self._state == "close":
+        if self._state in ("close", "tunnel"):
             self._state = "done"
             return [END]
         if self._state == "done":

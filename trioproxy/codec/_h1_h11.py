@@ -14,6 +14,12 @@ import h11
 from .._headers import Field
 from ..semantics._framing import MessageRefused, check_request_framing
 
+# What h11 is told was asked, so that it takes informational responses and a 101 as well.
+_ASKED = h11.Request(
+    method="GET",
+    target="/",
+    headers=[("Host", "x"), ("Connection", "upgrade"), ("Upgrade", "any")],
+)
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):([^\r\n]*)", re.IGNORECASE)
 
 
@@ -72,7 +78,7 @@ def parse_response_head(block: bytes) -> tuple[int, bytes, bytes, list[Field]]:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(block) + 1)
     try:
         if block[9:10] == b"1":  # h11 takes a 1xx only as the answer to a request
-            connection.send(h11.Request(method=b"GET", target=b"/", headers=[(b"host", b"x")]))
+            connection.send(_ASKED)
         connection.receive_data(block)
         event = connection.next_event()
     except h11.RemoteProtocolError:

@@ -28,6 +28,8 @@ _MADE_HERE = frozenset(
     }
 )
 
+_MADE_HERE_TOO = _MADE_HERE | {b"content-length"}
+
 _PHRASES: dict[int, bytes] = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 _STATUS_LINES: dict[int, bytes] = {
     code: b"HTTP/1.1 %d %s\r\n" % (code, phrase) for code, phrase in _PHRASES.items()
@@ -41,15 +43,15 @@ class Framing(enum.Enum):
     LENGTH = "content-length"
     CHUNKED = "chunked"
     CLOSE = "until close"
+    TUNNEL = "after a switch of protocols"
 
 
-def _fields(headers: Headers, *, drop_length: bool) -> bytes:
-    lines = [
-        wire + b": " + value + CRLF
-        for name, wire, value in headers.fields
-        if name not in _MADE_HERE and not (drop_length and name == b"content-length")
-    ]
-    return b"".join(lines)
+def _fields(headers: Headers, drop: frozenset[bytes]) -> list[bytes]:
+    parts: list[bytes] = []
+    for name, wire, value in headers.fields:
+        if name not in drop:
+            parts += (wire, b": ", value, CRLF)
+    return parts
 
 
 def reason_phrase(status: int) -> bytes:
@@ -85,13 +87,10 @@ def encode_request_head(head: RequestHeader, framing: Framing) -> bytes:
         `Framing.LENGTH` and `Framing.NONE` the head's own Content-Length goes out.
     """
     chunked = framing is Framing.CHUNKED
-    fields = _fields(head.headers, drop_length=chunked)
-    return b"%s %s HTTP/1.1\r\n%s%s\r\n" % (
-        head.method.encode("ascii"),
-        head.target,
-        fields,
-        b"Transfer-Encoding: chunked\r\n" if chunked else b"",
-    )
+    parts = [head.method.encode("ascii"), b" ", head.target, b" HTTP/1.1\r\n"]
+    parts += _fields(head.headers, _MADE_HERE_TOO if chunked else _MADE_HERE)
+    parts.append(b"Transfer-Encoding: chunked\r\n\r\n" if chunked else CRLF)
+    return b"".join(parts)
 
 
 def encode_response_head(
@@ -110,14 +109,19 @@ def encode_response_head(
     line = _STATUS_LINES.get(status) if reason is None else None
     if line is None:
         line = b"HTTP/1.1 %d %s\r\n" % (status, reason if reason is not None else b"")
-    bodiless = status < 200 or status == 204
-    drop_length = bodiless or framing is Framing.CHUNKED or framing is Framing.CLOSE
-    parts = [line, _fields(head.headers, drop_length=drop_length)]
-    if date is not None and b"date" not in head.headers:
+    drop = _MADE_HERE
+    if framing is Framing.CHUNKED or framing is Framing.CLOSE or status < 200 or status == 204:
+        drop = _MADE_HERE_TOO
+    parts = [line, *_fields(head.headers, drop)]
+    if date is not None and b"date" not in [field[0] for field in head.headers.fields]:
         parts.append(b"Date: %s\r\n" % date)
     if framing is Framing.CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    if connection is not None:
+    if framing is Framing.TUNNEL:
+        parts.append(
+            b"Connection: upgrade\r\nUpgrade: %s\r\n" % head.headers.get_bytes(b"upgrade", b"")
+        )
+    elif connection is not None:
         parts.append(b"Connection: %s\r\n" % connection)
     parts.append(CRLF)
     return b"".join(parts)
@@ -125,4 +129,4 @@ def encode_response_head(
 
 def encode_trailers(trailers: Headers) -> bytes:
     """Write the last chunk with its trailer section (RFC 9112 section 7.1.2)."""
-    return b"0\r\n%s\r\n" % _fields(trailers, drop_length=True)
+    return b"".join((b"0\r\n", *_fields(trailers, _MADE_HERE_TOO), CRLF))

@@ -29,6 +29,7 @@ from ._filters import FailToProxy, ProxyHttp
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
 from ._session import Session
+from ._tunnel import run_tunnel
 
 # RFC 9110 section 9.2.2
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -264,7 +265,10 @@ class Engine:
         if filters.upstream_request_filter is not None:
             session.phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
-        await run_exchange(Exchange(session, filters, ctx, upstream, request), nursery)
+        exchange = Exchange(session, filters, ctx, upstream, request, conf)
+        first = await run_exchange(exchange, nursery)
+        if first is not None:
+            await run_tunnel(exchange, nursery, first)
 
     def _connect_failed(
         self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError

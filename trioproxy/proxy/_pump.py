@@ -33,6 +33,7 @@ from ..streams._abc import UpstreamStream
 from ._failure import as_proxy_error
 
 if TYPE_CHECKING:
+    from .._config import ServerConf
     from ._bound import Filters
     from ._session import Session
 
@@ -46,6 +47,7 @@ class Exchange:
     ctx: Any
     upstream: UpstreamStream
     request: RequestHeader
+    conf: ServerConf
     #: Cancelled by the request pump where the whole attempt has failed.
     response_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     upload_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -56,8 +58,10 @@ class Exchange:
     send_error: ProxyError | None = None
 
 
-async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> None:
-    """Carry one attempt's request and response to their ends.
+async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[ResponseEvent] | None:
+    """Carry one attempt's request and response to their ends, and return None.
+
+    Where the origin switched protocols, what came behind its 101 is returned: a tunnel follows.
 
     Raises:
       ProxyError: the attempt failed.
@@ -66,19 +70,20 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> None:
     body = exchange.session.body
     body.start_attempt()
     if not body.expected:
+        if b"upgrade" in exchange.request.headers:
+            return await _offer_upgrade(exchange)
         await _send_without_body(exchange)
-        await pump_response(exchange)
-        return
+        return await pump_response(exchange)
     if exchange.filters.request_body_filter is None and body.complete_and_pending:
         # All of it is here and nobody wants to see it: one write, and no task for it.
         await exchange.upstream.send(exchange.request, *await body.next_batch())
-        await pump_response(exchange)
-        return
+        return await pump_response(exchange)
     nursery.start_soon(_upload, exchange)
     failure: Exception | None = None
+    first: list[ResponseEvent] | None = None
     with exchange.response_scope:
         try:
-            await pump_response(exchange)
+            first = await pump_response(exchange)
         except Exception as exc:  # raised again below, when the other pump has ended
             failure = exc
     # Neither connection may be given back while the request pump still runs.
@@ -94,6 +99,22 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> None:
         ):
             raise exchange.send_error
         raise failure
+    return first
+
+
+async def _offer_upgrade(exchange: Exchange) -> list[ResponseEvent] | None:
+    """Send a request that offers to switch protocols, and go on as the origin decides.
+
+    The end of the request's body is told once: now, where the origin answered as to any request, or
+    by the tunnel when the client half-closes (decision 2).
+    """
+    await exchange.upstream.send(exchange.request, END)
+    first = await pump_response(exchange)
+    if first is None and exchange.filters.request_body_filter is not None:
+        await exchange.filters.request_body_filter(
+            exchange.session, BodyChunk(), True, exchange.ctx
+        )
+    return first
 
 
 # -- towards the origin --------------------------------------------------------------------------
@@ -108,6 +129,9 @@ async def _send_without_body(exchange: Exchange) -> None:
         chunk = BodyChunk()
         session.phase = "request_body_filter"
         await body_filter(session, chunk, True, exchange.ctx)
+        declared = Declared.of(request.headers, "request_body_filter")
+        declared.count(chunk.data)
+        declared.finish()
         if chunk.data:
             await exchange.upstream.send(request)
             await exchange.upstream.send(Data(chunk.data, True))
@@ -132,7 +156,10 @@ async def pump_request(exchange: Exchange) -> None:
     session, ctx, upstream = exchange.session, exchange.ctx, exchange.upstream
     body = session.body
     body_filter = exchange.filters.request_body_filter
-    declared = Declared.of(exchange.request.headers, "request_body_filter")
+    declared = Declared.of(
+        exchange.request.headers,
+        "upstream_request_filter" if body_filter is None else "request_body_filter",
+    )
     chunk = BodyChunk()
     out: list[Any] = [exchange.request]
     try:
@@ -152,6 +179,7 @@ async def pump_request(exchange: Exchange) -> None:
                 if body_filter is not None:
                     chunk.put(None)
                     await body_filter(session, chunk, True, ctx)
+                    declared.count(chunk.data)
                     if chunk.data:
                         out.append(Data(chunk.data))
                 declared.finish()
@@ -164,16 +192,15 @@ async def pump_request(exchange: Exchange) -> None:
                 chunk.data = data
                 await body_filter(session, chunk, last, ctx)
                 data = chunk.data
-                declared.count(data)
-                if last:
-                    declared.finish()
                 if data:
                     out.append(Data(data, last))
                 elif last:
                     out.append(END)
             else:
                 out.append(event)
+            declared.count(data)
             if last:
+                declared.finish()
                 ended = True
                 break
         if out:
@@ -190,8 +217,11 @@ async def pump_request(exchange: Exchange) -> None:
 # -- towards the client --------------------------------------------------------------------------
 
 
-async def pump_response(exchange: Exchange) -> None:
-    """Carry the response from the origin to the client until its end."""
+async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
+    """Carry the response from the origin to the client until its end, and return None.
+
+    Where the origin switched protocols it ends behind the 101, and returns what came with it.
+    """
     session, upstream, filters, ctx = (
         exchange.session,
         exchange.upstream,
@@ -206,7 +236,8 @@ async def pump_response(exchange: Exchange) -> None:
     has_body = True
     out: list[ResponseEvent] = []
     while True:
-        for event in await upstream.receive_batch():
+        batch = await upstream.receive_batch()
+        for index, event in enumerate(batch):
             kind = type(event)
             if kind is Data:
                 data: bytes | None = event.data  # type: ignore[union-attr]
@@ -219,11 +250,11 @@ async def pump_response(exchange: Exchange) -> None:
                     out.append(event)
                     if event.end:  # type: ignore[union-attr]
                         await session.send_events(*out)
-                        return
+                        return None
                     continue
                 last = event.end  # type: ignore[union-attr]
                 chunk.data = data
-                out = await _filter_chunk(exchange, chunk, last, out)
+                out = await filter_chunk(exchange, chunk, last, out)
                 declared.count(chunk.data)
                 if last:
                     declared.finish()
@@ -233,7 +264,7 @@ async def pump_response(exchange: Exchange) -> None:
                     out.append(END)
                 if last:
                     await session.send_events(*out)
-                    return
+                    return None
             elif kind is ResponseHeader:
                 head: ResponseHeader = event  # type: ignore[assignment]
                 strip_response(head)
@@ -244,6 +275,9 @@ async def pump_response(exchange: Exchange) -> None:
                 if filters.response_filter is not None:
                     session.phase = "response_filter"
                     await filters.response_filter(session, head, ctx)
+                if head.status == 101:
+                    await session.send_events(*out, head)
+                    return batch[index + 1 :]
                 if head.status < 200:
                     if not session.ignores_info(head.status):
                         out.append(head)
@@ -265,16 +299,16 @@ async def pump_response(exchange: Exchange) -> None:
             elif kind is Trailers:
                 if filtered and has_body:
                     chunk.put(None)
-                    out = await _filter_chunk(exchange, chunk, True, out)
+                    out = await filter_chunk(exchange, chunk, True, out)
                     declared.count(chunk.data)
                     if chunk.data:
                         out.append(Data(chunk.data))
                 await _end_with_trailers(exchange, event.headers, declared, out)  # type: ignore[union-attr]
-                return
+                return None
             else:
                 if filtered and has_body:
                     chunk.put(None)
-                    out = await _filter_chunk(exchange, chunk, True, out)
+                    out = await filter_chunk(exchange, chunk, True, out)
                     declared.count(chunk.data)
                     if chunk.data:
                         out.append(Data(chunk.data))
@@ -282,13 +316,13 @@ async def pump_response(exchange: Exchange) -> None:
                     declared.finish()
                 out.append(END)
                 await session.send_events(*out)
-                return
+                return None
         if out:
             await session.send_events(*out)
             out = []
 
 
-async def _filter_chunk(
+async def filter_chunk(
     exchange: Exchange, chunk: BodyChunk, last: bool, out: list[ResponseEvent]
 ) -> list[ResponseEvent]:
     """Run both body filters over a chunk; a delay sends what is due before it, then waits."""
@@ -398,7 +432,7 @@ class Declared:
     def _mismatch(self, which: str) -> None:
         where = (
             "upstream_request_filter"
-            if self.culprit == "request_body_filter"
+            if self.culprit in ("request_body_filter", "upstream_request_filter")
             else "response_filter"
         )
         raise ProxyError.explain(

@@ -184,8 +184,8 @@ class Session:
         return self._request.version == "HTTP/1.1" and b"upgrade" in self._request.headers
 
     def was_upgraded(self) -> bool:
-        """Tell whether the exchange became a tunnel."""
-        return False
+        """Tell whether the exchange became a tunnel: a 101 was sent."""
+        return self._response is not None and self._response.status == 101
 
     def is_http2(self) -> bool:
         """Tell whether the client speaks HTTP/2."""
@@ -231,7 +231,8 @@ class Session:
 
     def response_started(self) -> bool:
         """Tell whether a final response head went out: nothing can be retried any more."""
-        return self._response is not None and self._response.status >= 200
+        response = self._response
+        return response is not None and (response.status >= 200 or response.status == 101)
 
     def response_finished(self) -> bool:
         """Tell whether the response was written to its end."""

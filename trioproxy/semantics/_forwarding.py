@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from .._headers import Field, Headers
 from .._messages import RequestFacts, RequestHeader, ResponseFacts, ResponseHeader
 from ._framing import HOP_BY_HOP, nominated_by
@@ -15,6 +17,7 @@ _NOT_IN_TRAILERS = frozenset(
     b"location retry-after vary warning forwarded via http2-settings x-real-ip "
     b"cdn-cache-control".split()
 )
+_X_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
 
 
 def _end_to_end(fields: list[Field], facts: RequestFacts | ResponseFacts | None) -> list[Field]:
@@ -33,18 +36,25 @@ def to_upstream(request: RequestHeader) -> RequestHeader:
 
     Removed are Connection, the fields it nominates, Keep-Alive, Proxy-Connection, TE,
     Transfer-Encoding, Upgrade and HTTP2-Settings (RFC 9110 section 7.6.1). Proxy-Authorization and
-    Trailer go on. A head without any of them costs one list copy.
+    Trailer go on. An offer to switch protocols that has effect stays as the field Upgrade: whoever
+    writes the request says what goes with it. A head without any of them costs one list copy.
     """
     facts = request.facts
     copy = request.copy()
     if facts is None or facts.hop_by_hop:
         copy.headers.fields = _end_to_end(copy.headers.fields, facts)
+        if facts is not None and facts.offers:
+            copy.headers.fields.append((b"upgrade", b"Upgrade", b", ".join(facts.offers)))
     return copy
 
 
 def strip_response(response: ResponseHeader) -> None:
-    """Remove the hop-by-hop fields of a response, in place."""
+    """Remove the hop-by-hop fields of a response, in place; a 101 keeps its Upgrade."""
     facts = response.facts
+    if response.status == 101:
+        upgrade = [field for field in response.headers.fields if field[0] == b"upgrade"]
+        response.headers.fields = _end_to_end(response.headers.fields, facts) + upgrade
+        return
     if facts is None or facts.hop_by_hop:
         response.headers.fields = _end_to_end(response.headers.fields, facts)
 
@@ -86,12 +96,13 @@ def set_forwarded(
         if b"x-forwarded-host" not in headers and host:
             headers.set("X-Forwarded-Host", host)
         return
-    headers.set("X-Forwarded-For", address)
-    headers.set("X-Forwarded-Proto", proto)
+    # One pass in place of three look-ups, and fields that are made and checked once.
+    fields = [field for field in headers.fields if field[0] not in _X_FORWARDED]
+    fields.append(_made("X-Forwarded-For", address))
+    fields.append(_made("X-Forwarded-Proto", proto))
+    headers.fields = fields
     if host:
-        headers.set("X-Forwarded-Host", host)
-    else:
-        headers.remove("X-Forwarded-Host")
+        headers.add("X-Forwarded-Host", host)
 
 
 def append_forwarded(headers: Headers, *, client: str | None, proto: str, host: str) -> None:
@@ -108,11 +119,28 @@ def append_forwarded(headers: Headers, *, client: str | None, proto: str, host: 
 
 def append_via(headers: Headers, version: str, pseudonym: str) -> None:
     """Append this proxy to Via (RFC 9110 section 7.6.3)."""
-    received = version.removeprefix("HTTP/")
-    before = headers.get_all("via")
-    headers.set("Via", ", ".join([*before, f"{received} {pseudonym}"]))
+    made = _made_via(version, pseudonym)
+    fields = headers.fields
+    for field in fields:
+        if field[0] == b"via":
+            before = ", ".join(headers.get_all("via"))
+            headers.set("Via", f"{before}, {made[2].decode('latin-1')}")
+            return
+    fields.append(made)
 
 
+@functools.lru_cache(maxsize=1024)
+def _made(name: str, value: str) -> Field:
+    """Return a checked field; not for values that a client chooses, which may be large."""
+    return Headers([(name, value)]).fields[0]
+
+
+@functools.lru_cache(maxsize=16)
+def _made_via(version: str, pseudonym: str) -> Field:
+    return Headers([("Via", f"{version.removeprefix('HTTP/')} {pseudonym}")]).fields[0]
+
+
+@functools.lru_cache(maxsize=1024)
 def host_of(address: str | None) -> str:
     """Return an address without its port; ``unknown`` for an unnamed or unix socket."""
     if not address or address.startswith("unix:"):

@@ -19,7 +19,8 @@ MAX_LENGTH = 2**63 - 1
 MAX_METHOD = 32
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_DIGITS = re.compile(rb"[0-9]{1,64}")
+_PROTOCOL = re.compile(_TOKEN.pattern + rb"(?:/" + _TOKEN.pattern + rb")?")
+_DIGITS = re.compile(rb"[0-9]{1,20}")  # as many as every parser takes
 _VERSION = re.compile(rb"[0-9]\.[0-9]")
 # A transfer coding with parameters that are tokens (RFC 9112 section 7); nothing quoted.
 _CODING = re.compile(
@@ -94,6 +95,22 @@ def parse_length(value: bytes) -> int | None:
         return None
     number = int(value)
     return number if number <= MAX_LENGTH else None
+
+
+def usable_offers(value: bytes) -> tuple[bytes, ...]:
+    """Return the protocols of an Upgrade field that may be passed on (row H1-25).
+
+    Left out are HTTP/2 in clear text, which would be a second way into the origin that nobody looks
+    at (RFC 9113 section 3.1), and TLS.
+    """
+    offers = [offer.strip(b" \t") for offer in value.split(b",")]
+    return tuple(
+        offer
+        for offer in offers
+        if _PROTOCOL.fullmatch(offer)
+        and offer.lower() not in (b"h2c", b"h2")
+        and not offer.lower().startswith((b"http/", b"tls/"))
+    )
 
 
 def valid_host(host: bytes) -> bool:
@@ -198,7 +215,7 @@ def check_request(
             else:
                 hop = True
                 if name == b"upgrade":
-                    facts.upgrade = not old
+                    facts.offers += usable_offers(value)
         elif b"_" in name:
             _check_underscore(name, limits)
     if lengths is not None or codings is not None:
@@ -214,6 +231,8 @@ def check_request(
         facts.close = b"close" in connection
         facts.keep_alive = b"keep-alive" in connection
         facts.nominated = nominated_by(connection)
+    if facts.offers and (old or connection is None or b"upgrade" not in connection):
+        facts.offers = ()
     facts.hop_by_hop = hop
     if method == b"CONNECT":
         raise MessageRefused(405, "CONNECT is not offered here")  # H1-26
@@ -283,9 +302,7 @@ def _check_codings(codings: Sequence[bytes], *, old: bool) -> None:
     raise _bad("malformed Transfer-Encoding")
 
 
-def _check_target(
-    method: bytes, target: bytes, fields: list[Field]
-) -> tuple[bytes, list[Field]]:
+def _check_target(method: bytes, target: bytes, fields: list[Field]) -> tuple[bytes, list[Field]]:
     """Return origin-form, and the fields with the Host that goes with it (rows H1-15, H1-16)."""
     if _BAD_TARGET.search(target):
         raise _bad("malformed request target")

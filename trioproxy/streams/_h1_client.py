@@ -17,10 +17,10 @@ import trio
 
 from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
 from .._info import ConnectionInfo
-from .._messages import END, RequestEvent, RequestHeader, ResponseEvent
+from .._messages import END, RequestEvent, RequestHeader, ResponseEvent, ResponseHeader
 from .._util import Bell
 from ..codec._h1 import IncompleteMessage, ResponseReader
-from ..semantics._framing import MessageRefused
+from ..semantics._framing import MessageRefused, usable_offers
 from ..transport._byte_stream import ByteStream
 from ._abc import UpstreamStream
 from ._h1_write import MessageWriter
@@ -34,6 +34,7 @@ class H1ClientConnection:
 
     __slots__ = (
         "_exchange",
+        "_half_closed",
         "_resume",
         "_stepped_aside",
         "bell",
@@ -77,6 +78,7 @@ class H1ClientConnection:
         self.on_idle_end: Callable[[H1ClientConnection], None] = lambda _: None
         self._exchange: H1UpstreamStream | None = None
         self._resume = Bell()
+        self._half_closed = False
         self._stepped_aside = False
 
     def __repr__(self) -> str:
@@ -100,7 +102,7 @@ class H1ClientConnection:
 
     async def _read(self) -> None:
         while not self.dead:
-            if self._stepped_aside or self.reader.leftover:
+            if self._stepped_aside or self._half_closed or self.reader.leftover:
                 # The consumer reads, or nobody does: bytes behind a response are never taken in
                 # without bound, they only cost the connection (row U1-03).
                 await self._resume.wait()
@@ -139,6 +141,11 @@ class H1ClientConnection:
             self.dead = True
             return
         self._stepped_aside = False
+        if self.reader.in_tunnel:  # its other direction goes on
+            self.events += self.reader.eof()
+            self._half_closed = True
+            self.bell.ring()
+            return
         try:
             self.events += self.reader.eof()
         except IncompleteMessage as exc:
@@ -293,15 +300,18 @@ class H1UpstreamStream(UpstreamStream):
             raise connection.failure or _gone()
         first = events[0]
         if type(first) is RequestHeader:
-            connection.reader.expect(first.method)
+            offers = first.headers.get_bytes(b"upgrade")
+            connection.reader.expect(first.method, usable_offers(offers) if offers else ())
         parts = self.writer.request(events)
-        if not parts:
+        if not parts and not self.writer.half_closed:
             return
         self._sent = True
         # True until the write is known to be whole: a cancelled write is never trusted (S-04).
         self.aborted = True
         try:
             await connection.transport.send_parts(parts, self.write_timeout)
+            if self.writer.half_closed:
+                await connection.transport.send_eof()
         except trio.ClosedResourceError as exc:
             raise connection.failure or _gone() from exc
         except ProxyError as exc:
@@ -330,6 +340,11 @@ class H1UpstreamStream(UpstreamStream):
         last = batch[-1]
         if last is END or getattr(last, "end", False):
             self._over = True
+        for event in batch:
+            if type(event) is not ResponseHeader:
+                break
+            if event.status == 101:
+                self.writer.start_tunnel()
         return batch
 
     async def aclose(self) -> None:

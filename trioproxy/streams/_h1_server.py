@@ -28,7 +28,7 @@ from .._messages import (
 )
 from .._util import Bell
 from ..codec._h1 import RequestReader
-from ..codec._h1_write import reason_phrase
+from ..codec._h1_write import Framing, reason_phrase
 from ..semantics._framing import MessageRefused
 from ..transport._byte_stream import ByteStream
 from ._abc import DownstreamStream
@@ -152,10 +152,11 @@ class H1ServerConnection:
     async def _read(self) -> None:
         reader = self.reader
         while True:
-            while self.queued >= READ_AHEAD or reader.leftover >= READ_AHEAD:
+            while self.queued >= READ_AHEAD or reader.leftover >= READ_SIZE:
                 await self._room.wait()
             try:
-                data = await self.transport.receive_some(READ_SIZE)
+                # One read buffer of a pipelined request waits at the most (row H1-21).
+                data = await self.transport.receive_some(READ_SIZE - reader.leftover)
             except trio.ClosedResourceError:
                 return
             except ProxyError as exc:
@@ -164,6 +165,8 @@ class H1ServerConnection:
                 return
             if not data:
                 self.eof = True
+                if reader.in_tunnel:
+                    self.events.append(END)
                 self._left()
                 return
             if self._exchange is None and self._head_started is None:
@@ -194,6 +197,15 @@ class H1ServerConnection:
         if reader.refused is not None:  # behind the good events that were just queued
             self.refusal = reader.refused
 
+    def start_tunnel(self) -> None:
+        """Go on behind a 101 that was sent: what the client sends is raw (row H1-24)."""
+        self.reader.start_tunnel()
+        self.decode()
+        if self.eof:
+            self.events.append(END)
+        self._room.ring()
+        self.bell.ring()
+
     def take(self) -> list[RequestEvent]:
         """Hand the decoded events over; the reader may go on."""
         batch, self.events = self.events, []
@@ -217,6 +229,8 @@ class H1ServerConnection:
             return None
         exchange = self._exchange
         reader = self.reader
+        if reader.in_tunnel:  # a half-close: its other direction goes on
+            return None
         if not reader.done:
             text = "the client closed the connection in the middle of its request"
         elif reader.leftover == 0 and exchange is not None and exchange.abort_on_close:
@@ -324,6 +338,7 @@ class H1DownstreamStream(DownstreamStream):
         "_old_client",
         "_over",
         "_scope",
+        "_tunnel",
         "abort_on_close",
         "broken",
         "close_on_early_response",
@@ -355,6 +370,7 @@ class H1DownstreamStream(DownstreamStream):
         self.broken = False
         self._scope: trio.CancelScope | None = None
         self._over = False
+        self._tunnel = False
         head = connection.events[0]
         facts = getattr(head, "facts", None)
         self._head_only = getattr(head, "method", "") == "HEAD"
@@ -427,6 +443,9 @@ class H1DownstreamStream(DownstreamStream):
                 break
             if event.status >= 200:
                 self._decide_close()
+            elif event.status == 101:
+                self.keepalive = None
+                self.told_close = True
         parts = self.writer.response(
             events,
             bodiless=self._head_only,
@@ -435,7 +454,8 @@ class H1DownstreamStream(DownstreamStream):
         )
         if self._old_client and self.writer.framing is not None and self.writer.closes:
             self.told_close = True
-        if not parts:
+        writer = self.writer
+        if not parts and not writer.half_closed:
             return
         self.broken = True  # until the write is whole (row S-04)
         try:
@@ -443,12 +463,22 @@ class H1DownstreamStream(DownstreamStream):
                 await self._send_at_rate(parts)
             else:
                 await connection.transport.send_parts(parts, self.write_timeout)
+            if writer.half_closed:
+                await connection.transport.send_eof()
         except trio.ClosedResourceError as exc:
             raise ProxyError.because(ErrorType.ConnectionClosed, "closed", exc).into_down() from exc
         except ProxyError as exc:
             exc.as_down()
             raise
         self.broken = False
+        if (
+            writer.framing is Framing.TUNNEL
+            and not connection.reader.in_tunnel
+            and not self._tunnel
+        ):
+            self._tunnel = True
+            self._over = False
+            connection.start_tunnel()
 
     async def _send_at_rate(self, parts: list[bytes]) -> None:
         """Send within the time that the bytes take at the lowest rate allowed."""

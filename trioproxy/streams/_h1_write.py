@@ -73,6 +73,16 @@ class MessageWriter:
             parts.append(encode_trailers(event.headers))
             self.framing = Framing.CLOSE  # what follows is END alone
 
+    def start_tunnel(self) -> None:
+        """Go on behind a 101: content is raw, and the end is a half-close."""
+        self.framing = Framing.TUNNEL
+        self.finished = False
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the end of a tunnel was written, so that the transport's output has to end."""
+        return self.finished and self.framing is Framing.TUNNEL
+
     def request(self, events: tuple[RequestEvent, ...]) -> list[bytes]:
         """Return the parts to write for some events of a request."""
         parts: list[bytes] = []
@@ -124,6 +134,12 @@ class MessageWriter:
                 self._data(parts, event)  # type: ignore[arg-type]
             elif kind is ResponseHeader:
                 head: ResponseHeader = event  # type: ignore[assignment]
+                if head.status == 101:
+                    self.start_tunnel()
+                    parts.append(
+                        encode_response_head(head, Framing.TUNNEL, date=None, connection=None)
+                    )
+                    continue
                 if head.status < 200:
                     if not old_client:
                         parts.append(

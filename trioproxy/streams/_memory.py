@@ -79,6 +79,11 @@ class _Direction(Generic[EventT]):
         self.filled = Bell()
         self.room = Bell()
 
+    def switch(self) -> None:
+        """Go on behind a 101: content, then a half-close."""
+        self.order = _Order()
+        self.order.head = True
+
     def put(self, events: Sequence[EventT]) -> None:
         for event in events:
             self.order.take(event)
@@ -208,7 +213,11 @@ class MemoryDownstream(DownstreamStream):
         departure = self.departure
         if departure is not None or direction.torn:
             raise departure or _closed("an earlier send was cut").into_down()
-        direction.put(events)
+        for event in events:
+            direction.put([event])
+            if isinstance(event, ResponseHeader) and event.status == 101:
+                direction.switch()
+                self._exchange.request.switch()
         try:
             while direction.queued >= CAPACITY:
                 await _timed(
