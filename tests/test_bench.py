@@ -1,0 +1,79 @@
+"""The bench's pieces, run for a moment: no figure of it is a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from tests.bench import load
+from tests.bench.processes import Target, check, reverse, script
+from tests.bench.processes import load as put_load
+from tests.bench.table import Row, ratio, render
+from tests.bench.workloads import LARGE, SMALL, Measurement
+
+
+@pytest.mark.socket
+def test_every_relay_relays_and_can_be_put_under_load() -> None:
+    with contextlib.ExitStack() as stack:
+        origin = stack.enter_context(script("origin", None))
+        port = str(origin.port)
+        targets = [
+            stack.enter_context(script("h11_relay", None, port)),
+            stack.enter_context(script("raw_relay", None, port)),
+            stack.enter_context(reverse(origin.port, None)),
+        ]
+        for target in targets:
+            check(target, SMALL)
+            check(target, LARGE)
+            assert put_load("own", target, SMALL, 0.05, None).rate > 0
+
+
+@pytest.mark.socket
+def test_a_target_that_answers_something_else_is_not_measured() -> None:
+    with script("origin", None) as origin, script("raw_relay", None, str(origin.port)) as relay:
+        other = Target("relay", relay.port, relay.pid)
+        with pytest.raises(RuntimeError, match="relay does not relay /large properly"):
+            check(other, type(LARGE)("1 MiB", "/large", b"another body", 1))
+
+
+@pytest.mark.socket
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "unexpected response"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "unexpected response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab", "more bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", "a connection was closed"),
+    ],
+)
+def test_the_load_client_counts_whole_good_responses_only(answer: bytes, message: str) -> None:
+    def serve() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(load.LoadError, match=message):
+            load.run(listener.getsockname()[1], "/", 1, 5)
+        thread.join()
+
+
+def test_the_table_shows_medians_ratios_by_round_and_what_lies_below_its_floor() -> None:
+    rows = [
+        Row(SMALL, "direct", [Measurement(50.0)]),
+        Row(SMALL, "reverse", [Measurement(7.0, 3.0), Measurement(4.0, 1.0), Measurement(9.0)]),
+        Row(SMALL, "h11 relay", [Measurement(10.0)] * 3),
+        Row(SMALL, "raw relay", [Measurement(r) for r in (14.0, 16.0, 9.0)]),
+    ]
+    known = {(row.workload.name, row.target): row for row in rows}
+    assert ratio(known, "small", "h11 relay") == pytest.approx(0.7)
+    assert ratio(known, "small", "raw relay") == pytest.approx(0.5)
+    lines = render(rows).splitlines()
+    assert lines[2].split() == ["small", "reverse", "7", "0.0", "71%", "2"]
+    assert lines[-2].split() == ["small", "reverse", "/", "h11", "relay", "0.70", "0.80", "below"]
+    assert lines[-1].split() == ["small", "reverse", "/", "raw", "relay", "0.50"]
