@@ -266,7 +266,8 @@ def promises() -> list[list[str]]:
 def test_each_promise_has_a_test_that_carries_its_name(row: list[str]) -> None:
     prefix = plain(row[3])
     assert prefix == f"test_{row[0].lower().replace('-', '_')}"
-    assert any(name.startswith(f"{prefix}_") for name in all_test_functions())
+    proofs = {name for name in all_test_functions() if name.startswith(f"{prefix}_")}
+    assert proofs, f"no test is named {prefix}_..."
 
 
 def test_promises_are_in_order_and_made_once() -> None:
@@ -327,6 +328,11 @@ def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None
     start, proxy = code_blocks(ROOT / "README.md", "python")[0]
     assert len(proxy.splitlines()) <= 15
     assert start + len(proxy.splitlines()) <= 45
+
+
+def test_the_readme_counts_the_callbacks() -> None:
+    assert len(CALLBACKS) == 20
+    assert "**Twenty callbacks" in read("README.md")
 
 
 # -- running the code blocks ---------------------------------------------------------------------
