@@ -113,6 +113,8 @@ def load(text: str) -> ProxyHttp[Any]:
         try:
             found = found()
         except TypeError as exc:
+            if exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
+                raise  # it could be called, and failed by itself
             raise argparse.ArgumentTypeError(
                 f"{text!r} cannot be called without arguments ({exc}): name an object, or a "
                 "factory that takes none"
@@ -151,6 +153,13 @@ def _module(name: str, text: str) -> object:
                 "packages were searched"
             ) from None
         raise
+
+
+def level(text: str) -> str:
+    """Read a log level."""
+    if text.lower() not in _LEVELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a level: one of {', '.join(_LEVELS)} is")
+    return text.lower()
 
 
 def _options() -> _Parser:
@@ -216,15 +225,15 @@ def _options() -> _Parser:
     parser.add_argument(
         "--log-level",
         metavar="LEVEL",
-        type=str.lower,
-        choices=_LEVELS,
+        type=level,
         default=default.log_level,
         help=f"{', '.join(_LEVELS)} (default %(default)s); the log goes to stderr",
     )
     return parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """Return the parser, and those of its commands by name."""
     parser = _Parser(
         prog="trioproxy",
         description="A programmable HTTP proxy on Trio.",
@@ -262,7 +271,23 @@ def _parser() -> argparse.ArgumentParser:
     program.add_argument(
         "target", metavar="MODULE:OBJECT", help="such as gateway:proxy or path/gateway.py:Gateway"
     )
-    return parser
+    return parser, {"reverse": reverse, "run": program}
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, _Parser]:
+    """Return the options and the parser of the command that was chosen."""
+    parser, commands = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    command = commands[options.command]
+    if options.command == "reverse" and not any(each.startswith("-") for each in rest):
+        # argparse takes only the URLs before the first option, which nobody could guess.
+        try:
+            options.origins += map(origin, rest)
+        except argparse.ArgumentTypeError as exc:
+            command.error(f"argument URL: {exc}")
+    elif rest:
+        command.error(f"{rest[0]!r} is not understood: {command.prog} --help lists what is")
+    return options, command
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -272,8 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
       SystemExit: always: 0 after a graceful stop, 1 where a listener cannot be bound or a second
         signal came, 2 for a mistake in the arguments.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options, command = _parse(arguments)
     names = {field.name for field in attrs.fields(ServerConf)}
     conf = ServerConf(**{name: value for name, value in vars(options).items() if name in names})
     if options.command == "reverse":
@@ -282,6 +306,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             proxy = load(options.target)
         except argparse.ArgumentTypeError as exc:
-            parser.error(f"argument MODULE:OBJECT: {exc}")
+            command.error(f"argument MODULE:OBJECT: {exc}")
     run(proxy, *(options.bind or ()), conf=conf)
     raise SystemExit(0)

@@ -92,7 +92,8 @@ class Reverse(ProxyHttp[Turn]):
             host=request.authority,
         )
         append_via(headers, request.version, self.pseudonym)
-        if self.rewrite_host:
+        # HTTP/1.0 clients may leave Host out; what goes on is HTTP/1.1, which needs one.
+        if self.rewrite_host or not request.authority:
             headers.set(b"Host", self.peers[ctx.index].authority)
 
     async def fail_to_proxy(self, session: Session, e: ProxyError, ctx: Turn) -> FailToProxy:

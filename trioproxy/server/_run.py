@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import trio
@@ -88,36 +89,34 @@ def say(text: str) -> None:
 async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: ServerConf) -> int:
     code = 0
 
-    async def stop_on_signal(running: Running) -> None:
+    async def stop_on_signal(running: Running, signals: AsyncIterator[int]) -> None:
         nonlocal code
         draining = False
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-            receiving.set()
-            async for number in signals:
-                name = signal.Signals(number).name
-                if draining:
-                    log.warning("%s again: stopping at once", name)
-                    code = 1
-                    nursery.cancel_scope.cancel()
-                    return
-                draining = True
-                log.info("%s: stopping within %g s", name, conf.grace)
-                nursery.start_soon(drain, running)
+        async for number in signals:
+            name = signal.Signals(number).name
+            if draining:
+                log.warning("%s again: stopping at once", name)
+                code = 1
+                nursery.cancel_scope.cancel()
+                return
+            draining = True
+            log.info("%s: stopping within %g s", name, conf.grace)
+            nursery.start_soon(drain, running)
 
     async def drain(running: Running) -> None:
         await running.drain()
         nursery.cancel_scope.cancel()
 
-    receiving = trio.Event()
     try:
-        async with trio.open_nursery() as nursery:
-            running = await nursery.start(
-                lambda task_status: serve(proxy, *binds, conf=conf, task_status=task_status)
-            )
-            nursery.start_soon(stop_on_signal, running)
-            await receiving.wait()
-            for url in running.urls:
-                say(f"listening on {url}")
+        # Received from here on: a signal that comes while the listeners open counts as well.
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                running = await nursery.start(
+                    lambda task_status: serve(proxy, *binds, conf=conf, task_status=task_status)
+                )
+                nursery.start_soon(stop_on_signal, running, signals)
+                for url in running.urls:
+                    say(f"listening on {url}")
     except BaseExceptionGroup as group:
         exc = unwrap(group)
         if isinstance(exc, ProxyError) and exc.etype == ErrorType.BindError:

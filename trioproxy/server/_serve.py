@@ -133,8 +133,8 @@ class _Server:
         self.connections_total = 0
         self.refused = 0
         self.accept_errors = 0
-        self.room = trio.Event()
-        self.empty = trio.Event()
+        #: Where accept loops and `drain` wait for a connection to end.
+        self.ended = trio.lowlevel.ParkingLot()
 
     def statistics(self) -> Statistics:
         services = self.services
@@ -157,8 +157,7 @@ class _Server:
         most = self.conf.max_connections
         while True:
             while most is not None and len(self.connections) >= most:
-                self.room = trio.Event()
-                await self.room.wait()
+                await self.ended.park()
             try:
                 transport, info = await listening.accept()
             except trio.ClosedResourceError:
@@ -171,12 +170,12 @@ class _Server:
                     log.error("cannot accept on %s: %s", listening.url, exc)
                 await trio.sleep(ACCEPT_BACKOFF)
                 continue
-            nursery.start_soon(self.connection, transport, info)
+            nursery.start_soon(self.connection, self.admit(transport, info))
             # The new connection gets its turn before the next one is accepted.
             await trio.lowlevel.checkpoint()
 
-    async def connection(self, transport: ByteStream, info: ConnectionInfo) -> None:
-        """Serve one connection; whatever goes wrong on it stays with it (row S-10)."""
+    def admit(self, transport: ByteStream, info: ConnectionInfo) -> H1ServerConnection:
+        """Count a new connection at once, so that no accept loop goes beyond the limit."""
         reader = RequestReader(
             self.limits, max_body_bytes=self.conf.max_body_bytes, codec=self.codec
         )
@@ -185,15 +184,17 @@ class _Server:
         self.connections_total += 1
         if self.services.draining:
             connection.drain()
+        return connection
+
+    async def connection(self, connection: H1ServerConnection) -> None:
+        """Serve one connection; whatever goes wrong on it stays with it (row S-10)."""
         try:
             await connection.run(self.engine.handle)
         except Exception:
-            log.exception("a connection from %s ended by an internal error", info.peer)
+            log.exception("a connection from %s ended by an internal error", connection.info.peer)
         finally:
             self.connections.discard(connection)
-            self.room.set()
-            if self.services.draining and not self.connections:
-                self.empty.set()
+            self.ended.unpark_all()
 
     def on_refused(self, info: ConnectionInfo, status: int, reason: str) -> None:
         self.refused += 1
@@ -225,12 +226,15 @@ class _Server:
             connection.drain()
         grace = self.conf.grace if timeout is None else timeout
         with trio.move_on_after(grace) as scope:
-            while self.connections:
-                self.empty = trio.Event()
-                await self.empty.wait()
+            await self.all_ended()
         if scope.cancelled_caught:
             log.warning("%d connections were still busy after grace", len(self.connections))
         self.serving.cancel()
+        await self.all_ended()
+
+    async def all_ended(self) -> None:
+        while self.connections:
+            await self.ended.park()
 
     def stop_listening(self) -> None:
         self.accepting.cancel()

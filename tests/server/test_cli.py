@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trioproxy
+from trioproxy.server import _cli
+from trioproxy.server._cli import main
+from trioproxy.server._reverse import Reverse
+
+URL = "http://127.0.0.1:9000"
+
+
+class Ran(Exception):
+    """Tells what the command line would have run."""
+
+    def __init__(self, proxy: Any, binds: tuple[str, ...], conf: trioproxy.ServerConf) -> None:
+        super().__init__(proxy, binds, conf)
+        self.proxy, self.binds, self.conf = proxy, binds, conf
+
+
+@pytest.fixture(autouse=True)
+def not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(proxy: Any, *binds: trioproxy.Listener, conf: trioproxy.ServerConf) -> None:
+        raise Ran(proxy, tuple(bind.address for bind in binds), conf)
+
+    monkeypatch.setattr(_cli, "run", run)
+
+
+@pytest.fixture(autouse=True)
+def no_module_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if "gateway_of_a_test" in name:
+            del sys.modules[name]
+
+
+def parse(*arguments: str) -> Ran:
+    with pytest.raises(Ran) as caught:
+        main(arguments)
+    return caught.value
+
+
+def reverse(*arguments: str) -> Reverse:
+    proxy = parse("reverse", *arguments).proxy
+    assert isinstance(proxy, Reverse)
+    return proxy
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("trioproxy")
+    assert told.err.count("\n") == 1
+    assert told.err.endswith("\n")
+    return told.err
+
+
+# -- what every option does ------------------------------------------------------------------------
+
+
+def test_without_options_everything_has_the_default() -> None:
+    ran = parse("reverse", URL)
+    assert ran.binds == ()
+    assert ran.conf == trioproxy.ServerConf()
+    assert ran.proxy.rewrite_host is False
+    assert [peer.name for peer in ran.proxy.peers] == ["127.0.0.1:9000"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "expected"),
+    [
+        (("--connect-timeout", "1.5"), "connect_timeout", 1.5),
+        (("--read-timeout", "7"), "read_timeout", 7.0),
+        (("--write-timeout", "8"), "write_timeout", 8.0),
+        (("--idle-timeout", "9"), "idle_timeout", 9.0),
+        (("--header-timeout", "3"), "header_timeout", 3.0),
+        (("--connect-timeout", "0"), "connect_timeout", math.inf),
+        (("--idle-timeout=0",), "idle_timeout", math.inf),
+        (("--max-header-bytes", "64"), "max_header_bytes", 64),
+        (("--max-header-bytes", "8K"), "max_header_bytes", 8192),
+        (("--max-body-bytes", "0"), "max_body_bytes", 0),
+        (("--max-body-bytes", "10M"), "max_body_bytes", 10 << 20),
+        (("--max-body-bytes", "2g"), "max_body_bytes", 2 << 30),
+        (("--grace", "2.5"), "grace", 2.5),
+        (("--grace", "0"), "grace", 0.0),
+        (("--log-level", "WARNING"), "log_level", "warning"),
+        (("--log-level", "debug"), "log_level", "debug"),
+        (("--access-log", "common"), "access_log", "common"),
+        (("--access-log", "json"), "access_log", "json"),
+        (("--http1-codec", "h11"), "http1_codec", "h11"),
+    ],
+)
+def test_an_option_becomes_the_setting_of_its_name(
+    arguments: tuple[str, ...], name: str, expected: object
+) -> None:
+    conf = parse("reverse", URL, *arguments).conf
+    assert getattr(conf, name) == expected
+    assert parse("reverse", *arguments, URL).conf == conf
+
+
+def test_binds_add_up() -> None:
+    binds = ("127.0.0.1:0", "[::1]:8080", "unix:/run/x.sock", "localhost:80")
+    arguments = [part for bind in binds for part in ("--bind", bind)]
+    assert parse("reverse", URL, *arguments).binds == binds
+
+
+def test_rewrite_host_is_a_switch() -> None:
+    assert reverse(URL, "--rewrite-host").rewrite_host is True
+
+
+def test_every_form_of_an_origin_is_taken() -> None:
+    proxy = reverse("http://a", "http://b:81", "http://[::1]:82", "http+unix:/x y", "http://c/")
+    names = [peer.name for peer in proxy.peers]
+    assert names == ["a", "b:81", "[::1]:82", "unix:/x y", "c"]
+
+
+def test_origins_may_stand_behind_options() -> None:
+    proxy = reverse("http://a", "--rewrite-host", "http://b", "http://c")
+    assert [peer.name for peer in proxy.peers] == ["a", "b", "c"]
+
+
+def test_run_takes_the_same_options_but_rewrite_host(capsys: pytest.CaptureFixture[str]) -> None:
+    told = refusal(capsys, "run", "tests.server.test_cli:Plain", "--rewrite-host")
+    assert "'--rewrite-host' is not understood" in told
+    ran = parse("run", "tests.server.test_cli:Plain", "--grace", "1", "--bind", "127.0.0.1:0")
+    assert (ran.conf.grace, ran.binds) == (1.0, ("127.0.0.1:0",))
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "required: COMMAND"),
+        (("forward", URL), "invalid choice: 'forward' (choose from"),
+        (("reverse",), "required: URL"),
+        (("run",), "required: MODULE:OBJECT"),
+        (("reverse", "localhost:80"), "argument URL: 'localhost:80' is not an origin: http://host"),
+        (("reverse", "https://a"), "argument URL: 'https://a': https origins need TLS"),
+        (("reverse", "ftp://a"), "argument URL: 'ftp://a' is not an origin: http://host"),
+        (("reverse", "http://a/path"), "argument URL: 'http://a/path' is not an origin"),
+        (("reverse", "http://a:0"), "argument URL: 'http://a:0' has no such port: 1 to 65535"),
+        (("reverse", "http+unix:"), "argument URL: 'http+unix:' has no path: http+unix:PATH"),
+        (("reverse", URL, "--grace", "1", "x"), "argument URL: 'x' is not an origin: http://host"),
+        (("reverse", URL, "--bind", "8080"), "argument --bind: '8080' is not a bind address: host"),
+        (("reverse", URL, "--bind", "::1:80"), "argument --bind: '::1:80' is not a bind address"),
+        (("reverse", URL, "--bind", "a:65536"), "argument --bind: 'a:65536' is not a bind address"),
+        (("reverse", URL, "--bind", "unix:"), "argument --bind: 'unix:' is not a bind address"),
+        (("reverse", URL, "--bind"), "argument --bind: expected one argument"),
+        (("reverse", URL, "--grace", "x"), "argument --grace: 'x' is not a number of seconds: 0"),
+        (("reverse", URL, "--grace", "-1"), "argument --grace: '-1' is not a number of seconds"),
+        (("reverse", URL, "--grace", "nan"), "argument --grace: 'nan' is not a number of seconds"),
+        (("reverse", URL, "--read-timeout", "inf"), "argument --read-timeout: 'inf' is not a num"),
+        (("reverse", URL, "--idle-timeout", "1s"), "argument --idle-timeout: '1s' is not a number"),
+        (("reverse", URL, "--max-header-bytes", "63"), "'63' is not a size: 64 or more bytes are"),
+        (("reverse", URL, "--max-body-bytes", "1.5M"), "argument --max-body-bytes: '1.5M' is not"),
+        (("reverse", URL, "--max-body-bytes", "-1"), "'-1' is not a size: 0 or more bytes are"),
+        (("reverse", URL, "--max-body-bytes", "1T"), "'1T' is not a size"),
+        (("reverse", URL, "--log-level", "Loud"), "--log-level: 'Loud' is not a level: one of de"),
+        (("reverse", URL, "--access-log", "xml"), "argument --access-log: invalid choice: 'xml' ("),
+        (("reverse", URL, "--http1-codec", "x"), "argument --http1-codec: invalid choice: 'x' ("),
+        (("reverse", URL, "--tls-cert", "x"), "'--tls-cert' is not understood: trioproxy reverse"),
+        (("reverse", URL, "--rewrite"), "'--rewrite' is not understood: trioproxy reverse --help"),
+        (("run", "x:y", "z"), "'z' is not understood: trioproxy run --help lists what is"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_would_be_right(
+    arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refusal(capsys, *arguments)
+
+
+# -- MODULE:OBJECT ---------------------------------------------------------------------------------
+
+
+class Plain(trioproxy.ProxyHttp[None]):
+    def new_ctx(self) -> None:
+        return None
+
+    async def upstream_peer(
+        self, session: trioproxy.Session, ctx: None
+    ) -> trioproxy.HttpPeer:  # pragma: no cover
+        raise NotImplementedError
+
+
+class Holder:
+    proxy = Plain()
+
+
+plain = Plain()
+nothing = 5
+
+
+class Unfinished(trioproxy.ProxyHttp[None]):
+    def new_ctx(self) -> None:
+        return None
+
+
+def factory() -> Plain:
+    return Plain()
+
+
+def needs_more(origin: str) -> Plain:
+    raise AssertionError(origin)
+
+
+def fails() -> Plain:
+    raise TypeError("the factory's own")
+
+
+def gives_another() -> int:
+    return 5
+
+
+@pytest.mark.parametrize("name", ["plain", "Plain", "factory", "Holder.proxy"])
+def test_an_object_a_class_a_factory_or_a_dotted_name_is_taken(name: str) -> None:
+    proxy = parse("run", f"tests.server.test_cli:{name}").proxy
+    assert type(proxy).__name__ == "Plain"
+
+
+SOURCE = """
+import trioproxy
+import neighbour_of_gateway_of_a_test
+
+class Gateway(trioproxy.ProxyHttp[None]):
+    def new_ctx(self):
+        return None
+    async def upstream_peer(self, session, ctx):
+        return trioproxy.HttpPeer("127.0.0.1", 9000)
+
+proxy = Gateway()
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "gateway_of_a_test.py").write_text(SOURCE)
+    (tmp_path / "neighbour_of_gateway_of_a_test.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_current_directory_is_importable(directory: Path) -> None:
+    assert type(parse("run", "gateway_of_a_test:proxy").proxy).__name__ == "Gateway"
+
+
+def test_a_path_works_too(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(parse("run", "gateway_of_a_test.py:Gateway").proxy).__name__ == "Gateway"
+    monkeypatch.chdir("/")
+    path = directory / "gateway_of_a_test.py"
+    assert type(parse("run", f"{path}:proxy").proxy).__name__ == "Gateway"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("gateway", "'gateway' is not MODULE:OBJECT: gateway:proxy or gateway.py:Gateway is right"),
+        (":proxy", "':proxy' is not MODULE:OBJECT"),
+        ("gateway:", "'gateway:' is not MODULE:OBJECT"),
+        ("no_such_module:x", "there is no module no_such_module; the current directory and"),
+        ("tests.no_such:x", "there is no module tests.no_such; the current directory and"),
+        ("no/such.py:x", "there is no file no/such.py"),
+        ("a-b:x", "'a-b' is no module name; a.b or path/to/file.py is right"),
+        (
+            "tests.server.test_cli:nope",
+            "tests.server.test_cli has no nope; the name of a ProxyHttp",
+        ),
+        ("tests.server.test_cli:Holder.nope", "has no Holder.nope"),
+        ("tests.server.test_cli:nothing", "gives a int: a ProxyHttp object, class or factory is"),
+        ("tests.server.test_cli:gives_another", "gives a int: a ProxyHttp object"),
+        ("tests.server.test_cli:needs_more", "cannot be called without arguments (needs_more()"),
+        ("tests.server.test_cli:Unfinished", "cannot be called without arguments (Can't inst"),
+    ],
+)
+def test_a_wrong_target_is_one_line(
+    target: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refusal(capsys, "run", target)
+    assert told.startswith(f"trioproxy run: error: argument MODULE:OBJECT: {target!r}")
+    assert expected in told
+
+
+def test_an_error_inside_a_factory_is_not_hidden() -> None:
+    with pytest.raises(TypeError, match="the factory's own"):
+        main(["run", "tests.server.test_cli:fails"])
+
+
+def test_a_module_that_cannot_import_another_is_not_hidden(directory: Path) -> None:
+    (directory / "neighbour_of_gateway_of_a_test.py").write_text("import no_such_module_at_all")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+        main(["run", "gateway_of_a_test:proxy"])
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "--version") == f"trioproxy {trioproxy.__version__}\n"
+
+
+def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    told = shown(capsys, "--help")
+    assert "reverse" in told
+    assert "run" in told
+
+
+SHARED = {
+    "--help", "--bind", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
+    "--write-timeout", "--idle-timeout", "--header-timeout", "--max-header-bytes",
+    "--max-body-bytes", "--grace", "--log-level",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"), [("reverse", {*SHARED, "--rewrite-host"}), ("run", SHARED)]
+)
+def test_help_lists_what_exists_and_nothing_else(
+    command: str, expected: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shown(capsys, command, "--help").replace("[", " ").replace("]", " ").split()
+    assert {word.rstrip(",") for word in words if word.startswith("--")} == expected
