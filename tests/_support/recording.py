@@ -502,6 +502,10 @@ class Recorder(ProxyHttp[Ctx]):
         self._note(name, ctx, shown, session=session, data=data, end_of_stream=end_of_stream)
 
 
+#: Makes a transport of one end of a stream.
+Adapt = Callable[[trio.StapledStream[Any, Any]], StreamAdapter]
+
+
 # -- the gateway ---------------------------------------------------------------------------------
 
 
@@ -512,6 +516,7 @@ class MemoryConnector(Connector):
     nursery: trio.Nursery
     origins: Origins
     #: Whether a write waits until the other party has read it all.
+    adapt: Adapt
     lockstep: bool = False
     asked: list[str] = attrs.field(factory=list)
 
@@ -527,7 +532,7 @@ class MemoryConnector(Connector):
         ours, theirs = _pair(self.lockstep)
         self.nursery.start_soon(self._serve, outcome, Wire(theirs, number))
         info = ConnectionInfo("192.0.2.10:40000", f"192.0.2.20:{peer.port}", trio.current_time())
-        return H1ClientConnection(StreamAdapter(ours), info, ResponseReader(HeadLimits()))
+        return H1ClientConnection(self.adapt(ours), info, ResponseReader(HeadLimits()))
 
     async def _serve(self, origin: Origin, wire: Wire) -> None:
         try:
@@ -571,7 +576,7 @@ class Gateway:
         self.clients.append(client)
         conf = self.conf
         connection = H1ServerConnection(
-            StreamAdapter(theirs),
+            self.connector.adapt(theirs),
             ConnectionInfo("192.0.2.1:80", f"198.51.100.1:{50000 + client.number}"),
             RequestReader(HeadLimits(), max_body_bytes=conf.max_body_bytes),
             H1ServerOptions(
@@ -625,22 +630,30 @@ async def open_gateway(
     *,
     conf: ServerConf | None = None,
     lockstep: bool = False,
+    adapt: Adapt = StreamAdapter,
 ) -> AsyncIterator[Gateway]:
-    """Run a proxy object in memory; leaving checks that no lease and no session is left.
+    """Run a proxy object in memory; leaving checks that no lease, task or open stream is left.
 
     Args:
       proxy: The proxy object.
       origins: What becomes of connections, by the peer's name; or of those to `ORIGIN`.
       conf: Timeouts and limits.
       lockstep: Let every write wait until the other party has read it all.
+      adapt: Makes the gateway's transports.
     """
+    transports: list[StreamAdapter] = []
+
+    def adapt_and_keep(stream: trio.StapledStream[Any, Any]) -> StreamAdapter:
+        transports.append(adapt(stream))
+        return transports[-1]
+
     conf = ServerConf() if conf is None else conf
     if not isinstance(origins, Mapping):
         origins = {ORIGIN.name: origins}
     records: list[ExchangeRecord] = []
     with trio.fail_after(3600):
         async with trio.open_nursery() as nursery, trio.open_nursery() as pool_nursery:
-            connector = MemoryConnector(nursery, origins, lockstep)
+            connector = MemoryConnector(nursery, origins, adapt_and_keep, lockstep)
             pool = Pool(connector, pool_nursery, size=conf.pool_size)
             services = Services(
                 conf=conf,
@@ -661,4 +674,5 @@ async def open_gateway(
             await trio.testing.wait_all_tasks_blocked()
             # Every connection has ended by itself, none had to be cancelled.
             assert not pool_nursery.child_tasks
+            assert all(transport._closed for transport in transports)
             nursery.cancel_scope.cancel()
