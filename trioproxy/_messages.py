@@ -193,6 +193,14 @@ class RequestHeader:
         self._target = _target(path if query is None else f"{path}?{query}")
 
     @property
+    def offers(self) -> bytes | None:
+        """The Upgrade field, where the client offered to switch protocols and no filter withdrew it."""
+        facts = self.facts
+        if facts is None or not facts.offers:
+            return None
+        return self.headers.get_bytes(b"upgrade")
+
+    @property
     def authority(self) -> str:
         """The Host field, or nothing."""
         return self.headers.get(b"host") or ""

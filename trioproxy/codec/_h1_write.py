@@ -89,6 +89,9 @@ def encode_request_head(head: RequestHeader, framing: Framing) -> bytes:
     chunked = framing is Framing.CHUNKED
     parts = [head.method.encode("ascii"), b" ", head.target, b" HTTP/1.1\r\n"]
     parts += _fields(head.headers, _MADE_HERE_TOO if chunked else _MADE_HERE)
+    offers = head.offers
+    if offers is not None:
+        parts.append(b"Connection: upgrade\r\nUpgrade: %s\r\n" % offers)
     parts.append(b"Transfer-Encoding: chunked\r\n\r\n" if chunked else CRLF)
     return b"".join(parts)
 

@@ -70,7 +70,7 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
     body = exchange.session.body
     body.start_attempt()
     if not body.expected:
-        if b"upgrade" in exchange.request.headers:
+        if exchange.request.offers is not None:
             return await _offer_upgrade(exchange)
         await _send_without_body(exchange)
         return await pump_response(exchange)

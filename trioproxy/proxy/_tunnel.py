@@ -28,6 +28,7 @@ class Tunnel:
       exchange: The attempt that became a tunnel.
       idle_at: When the tunnel counts as idle, unless something moves before.
       closes_at: When the side that has not ended is cut, once the other one has.
+      waits: The scopes of the directions that wait now.
       upload_scope: Around the direction towards the origin.
       download_scope: Around the direction towards the client.
       upload_ended: Set when the direction towards the origin has ended.
@@ -37,6 +38,7 @@ class Tunnel:
     exchange: Exchange
     idle_at: float
     closes_at: float = math.inf
+    waits: set[trio.CancelScope] = attrs.field(factory=set)
     upload_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     download_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     upload_ended: trio.Event = attrs.field(factory=trio.Event)
@@ -49,8 +51,12 @@ class Tunnel:
           ProxyError: ReadTimedout, nothing moved in either direction for too long.
         """
         while True:
-            with trio.move_on_at(min(self.idle_at, self.closes_at)):
-                batch: list[Any] = await stream.receive_batch()
+            with trio.move_on_at(min(self.idle_at, self.closes_at)) as scope:
+                self.waits.add(scope)
+                try:
+                    batch: list[Any] = await stream.receive_batch()
+                finally:
+                    self.waits.discard(scope)
                 self.idle_at = trio.current_time() + self.exchange.conf.tunnel_idle_timeout
                 return batch
             now = trio.current_time()
@@ -66,6 +72,8 @@ class Tunnel:
         """Let the other direction go on for a while."""
         seconds = self.exchange.conf.tunnel_half_close_timeout
         self.closes_at = min(self.closes_at, trio.current_time() + seconds)
+        for scope in self.waits:
+            scope.deadline = min(scope.deadline, self.closes_at)
 
 
 async def run_tunnel(exchange: Exchange, nursery: trio.Nursery, first: list[ResponseEvent]) -> None:

@@ -300,7 +300,7 @@ class H1UpstreamStream(UpstreamStream):
             raise connection.failure or _gone()
         first = events[0]
         if type(first) is RequestHeader:
-            offers = first.headers.get_bytes(b"upgrade")
+            offers = first.offers
             connection.reader.expect(first.method, usable_offers(offers) if offers else ())
         parts = self.writer.request(events)
         if not parts and not self.writer.half_closed:
