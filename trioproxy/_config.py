@@ -103,6 +103,10 @@ class ServerConf:
       keepalive_request_limit: Requests that one client connection may carry; None for no limit.
       max_connections: Client connections at once; None for no limit.
       max_sessions: Requests in flight at once.
+      pool_size_per_peer: Idle upstream connections kept of one peer.
+      max_connections_per_peer: Upstream connections to one peer at once; who wants one more waits
+        its turn. None for no limit.
+      pool_wait_timeout: How long it may wait.
       pool_size: Idle upstream connections kept.
       grace: How long a graceful stop waits.
       http1_codec: ``"auto"`` or ``"h11"``.
@@ -136,6 +140,9 @@ class ServerConf:
     keepalive_request_limit: int | None = attrs.field(default=None, validator=_optional_positive)
     max_connections: int | None = attrs.field(default=None, validator=_optional_count)
     max_sessions: int = attrs.field(default=10000, validator=_count(1))
+    pool_size_per_peer: int = attrs.field(default=128, validator=_count(0))
+    max_connections_per_peer: int | None = attrs.field(default=None, validator=_optional_positive)
+    pool_wait_timeout: float = attrs.field(default=5.0, validator=_seconds)
     pool_size: int = attrs.field(default=128, validator=_count(0))
     grace: float = attrs.field(default=30.0, validator=_not_negative)
     http1_codec: str = attrs.field(default="auto", validator=_one_of("auto", "h11"))

@@ -41,11 +41,20 @@ class Wires(Connector):
 
 
 @asynccontextmanager
-async def open_pool(size: int = 128, idle_timeout: float = 55) -> AsyncIterator[tuple[Pool, Wires]]:
+async def open_pool(
+    size: int = 128, idle_timeout: float = 55, connections_per_peer: int | None = None
+) -> AsyncIterator[tuple[Pool, Wires]]:
     wires = Wires()
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
-            yield Pool(wires, nursery, size=size, idle_timeout=idle_timeout), wires
+            pool = Pool(
+                wires,
+                nursery,
+                size=size,
+                idle_timeout=idle_timeout,
+                connections_per_peer=connections_per_peer,
+            )
+            yield pool, wires
             nursery.cancel_scope.cancel()
 
 
@@ -367,3 +376,88 @@ async def test_a_bug_in_a_reader_costs_its_connection_alone(
     (record,) = caplog.records
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], RuntimeError)
+
+
+async def test_who_wants_more_than_the_limit_of_a_peer_waits_in_turn() -> None:
+    async with open_pool(connections_per_peer=1) as (pool, wires):
+        order: list[int] = []
+
+        async def want(number: int) -> None:
+            async with await pool.lease(PEER) as stream:
+                order.append(number)
+                await _exchange(stream, wires.far[0])
+
+        async with trio.open_nursery() as nursery:
+            lease = await pool.lease(PEER)
+            for number in range(3):
+                nursery.start_soon(want, number)
+                await trio.testing.wait_all_tasks_blocked()
+            assert pool.statistics().waiting == 3
+            assert (await pool.lease(HttpPeer("other.example", 80))).stream.reused is False
+            await _exchange(lease.stream, wires.far[0])
+            lease.release()
+        assert order == [0, 1, 2]
+        assert (pool.statistics().waiting, pool.statistics().connects) == (0, 2)
+
+
+async def test_a_connection_that_ends_makes_room_for_one_that_waits() -> None:
+    async with open_pool(connections_per_peer=1) as (pool, _), trio.open_nursery() as nursery:
+        lease = await pool.lease(PEER)
+
+        async def want() -> None:
+            (await pool.lease(PEER)).release()
+
+        nursery.start_soon(want)
+        await trio.testing.wait_all_tasks_blocked()
+        lease.release()  # in the middle of nothing: closed, not given back
+
+
+async def test_waiting_for_a_connection_has_a_deadline(autojump_clock: object) -> None:
+    async with open_pool(connections_per_peer=1) as (pool, _):
+        await pool.lease(PEER)
+        started = trio.current_time()
+        with pytest.raises(ProxyError, match=r"no connection to .* became free in 5 s") as caught:
+            await pool.lease(PEER)
+        assert trio.current_time() - started == 5
+        assert caught.value.etype == ErrorType.ConnectTimedout
+        assert caught.value.esource is ErrorSource.UPSTREAM
+        assert (pool.statistics().waiting, pool.statistics().wait_timeouts) == (0, 1)
+
+
+async def test_a_cancelled_wait_hands_on_what_it_got_in_that_moment() -> None:
+    async with open_pool(connections_per_peer=1) as (pool, wires):
+        lease = await pool.lease(PEER)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.lease, PEER)
+                await trio.testing.wait_all_tasks_blocked()
+                await _exchange(lease.stream, wires.far[0])
+                scope.cancel()  # the waiter is to run with that,
+                lease.release()  # and gets the connection before it does
+        assert _counts(pool)[:2] == (1, 0)
+        async with await pool.lease(PEER) as stream:
+            assert stream.reused
+
+
+async def test_a_failed_connection_makes_room_again() -> None:
+    async with open_pool(connections_per_peer=1) as (pool, wires):
+
+        async def fail(peer: HttpPeer) -> H1ClientConnection:
+            raise ProxyError.new_up(ErrorType.ConnectRefused)
+
+        connect, wires.connect = wires.connect, fail  # type: ignore[method-assign]
+        with pytest.raises(ProxyError, match="ConnectRefused"):
+            await pool.lease(PEER)
+        wires.connect = connect  # type: ignore[method-assign]
+        await pool.lease(PEER)
+
+
+async def test_u1_01_bytes_on_an_idle_connection_are_counted() -> None:
+    async with open_pool() as (pool, wires):
+        await _use(pool, wires)
+        await wires.far[0].send_all(OK)
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.statistics().unexpected_bytes == 1
+        assert _counts(pool)[0] == 0
+        async with await pool.lease(PEER) as stream:
+            assert not stream.reused

@@ -287,6 +287,9 @@ async def serve(
                 connector if connector is not None else SocketConnector(conf),
                 pool_nursery,
                 size=conf.pool_size,
+                size_per_peer=conf.pool_size_per_peer,
+                connections_per_peer=conf.max_connections_per_peer,
+                wait_timeout=conf.pool_wait_timeout,
                 idle_timeout=conf.upstream_idle_timeout,
             )
             server = _Server(proxy, conf, pool)

@@ -46,6 +46,7 @@ class H1ClientConnection:
         "on_idle_end",
         "reader",
         "served",
+        "spoke_out_of_turn",
         "timer",
         "transport",
     )
@@ -71,6 +72,8 @@ class H1ClientConnection:
         self.timer = ReadTimer()
         self.failure: ProxyError | None = None
         self.dead = False
+        #: Whether the origin sent something although nothing was asked (row U1-01).
+        self.spoke_out_of_turn = False
         self.served = 0
         #: Seconds that the connection may be idle; its owner sets and keeps it.
         self.idle_timeout = math.inf
@@ -138,6 +141,7 @@ class H1ClientConnection:
     def _at_end(self, data: bytes) -> None:
         """Take the end of input; bytes between exchanges end the connection just as well."""
         if self._exchange is None or data:
+            self.spoke_out_of_turn = bool(data)
             self.dead = True
             return
         self._stepped_aside = False
@@ -242,7 +246,9 @@ class H1ClientConnection:
         if self.dead:
             return False
         try:
-            return self.transport.receive_ready(1) is None
+            data = self.transport.receive_ready(1)
+            self.spoke_out_of_turn = bool(data)
+            return data is None
         except (ProxyError, trio.ClosedResourceError):
             return False
 
@@ -308,6 +314,7 @@ class H1UpstreamStream(UpstreamStream):
         self._sent = True
         # True until the write is known to be whole: a cancelled write is never trusted (S-04).
         self.aborted = True
+        started = trio.current_time()
         try:
             await connection.transport.send_parts(parts, self.write_timeout)
             if self.writer.half_closed:
@@ -317,6 +324,8 @@ class H1UpstreamStream(UpstreamStream):
         except ProxyError as exc:
             exc.as_up()
             raise
+        finally:
+            self.write_pending_time += trio.current_time() - started
         self.aborted = False
 
     async def receive_batch(self) -> list[ResponseEvent]:

@@ -285,13 +285,16 @@ class H1ServerConnection:
         """Read the unread rest of a request within the bounds of row H1-22."""
         dropped = 0
         with trio.move_on_after(timeout):
-            while not self.reader.done:
+            while True:
                 dropped += self.queued
                 self.take()
-                if dropped > self.options.drain_bytes or self.refusal or self.eof or self.broken:
+                if dropped > self.options.drain_bytes:
+                    return False
+                if self.reader.done:
+                    return True
+                if self.refusal or self.eof or self.broken:
                     return False
                 await self.bell.wait()
-            return True
         return False
 
     async def _refuse(self, refusal: MessageRefused) -> bool:
@@ -501,6 +504,7 @@ class H1DownstreamStream(DownstreamStream):
             or (connection.eof and not connection.reader.leftover)
             or connection.refusal is not None
             or (self.close_on_early_response and not connection.reader.done)
+            or connection.reader.length_left > connection.options.drain_bytes
         ):
             self.told_close = True
 
