@@ -1052,6 +1052,54 @@ async def test_an_exception_of_fail_to_proxy_is_answered_with_a_plain_500_and_no
     assert tracebacks(caplog, OurMistakeError) == 1
 
 
+@pytest.mark.parametrize("phase", ["request_filter", "upstream_request_filter"])
+async def test_a_fail_to_proxy_that_returns_nothing_is_such_a_mistake_too(
+    phase: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail_to_proxy(*_args: object) -> None:
+        pass
+
+    recorder = Recorder(
+        hooks={phase: raises(ProxyError.status(403)), "fail_to_proxy": fail_to_proxy}
+    )
+    async with open_gateway(recorder, answers(OK)) as gateway:
+        assert (await gateway.exchange(GET)).status == 500
+
+    assert len(recorder.of("fail_to_proxy")) == 1
+    assert recorder.the("logging").args["e"].root_etype() == ErrorType.HTTPStatus(403)
+    assert tracebacks(caplog, TypeError) == 1
+
+
+async def test_an_answer_that_fail_to_proxy_leaves_open_is_ended(
+    autojump_clock: MockClock,
+) -> None:
+    async def fail_to_proxy(session: Session, _e: ProxyError, _ctx: Ctx) -> FailToProxy:
+        await session.write_response_header(ResponseHeader(403))
+        await session.write_response_body(b"no", False)
+        return FailToProxy(403)
+
+    for phase in ("request_filter", "upstream_request_filter"):
+        recorder = Recorder(
+            hooks={phase: raises(ProxyError.status(403)), "fail_to_proxy": fail_to_proxy}
+        )
+        response = await run(recorder)
+        assert (response.status, response.body) == (403, b"no")
+
+
+async def test_an_answer_that_was_cut_by_an_error_stays_cut(autojump_clock: MockClock) -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        await session.write_response_header(ResponseHeader(200))
+        await session.write_response_body(b"one", False)
+        raise OurMistakeError
+
+    recorder = Recorder(hooks={"request_filter": request_filter})
+    async with open_gateway(recorder, answers(OK)) as gateway:
+        with pytest.raises(CutError):
+            await gateway.exchange(GET)
+
+    assert len(recorder.of("fail_to_proxy")) == 1
+
+
 # -- suppress_error_log and request_summary ------------------------------------------------------
 
 

@@ -330,7 +330,9 @@ class Engine:
         started = session.response_started()
         session.phase = "fail_to_proxy"
         try:
-            outcome: FailToProxy = await self._filters.fail_to_proxy(session, error, ctx)
+            outcome = await self._filters.fail_to_proxy(session, error, ctx)
+            if not isinstance(outcome, FailToProxy):
+                raise TypeError(f"it returned {outcome!r}, which is no FailToProxy")
         except Exception as exc:  # it may not fail: a plain 500, and no reuse
             as_proxy_error(exc, session)
             outcome = FailToProxy(500, False)
