@@ -26,6 +26,7 @@ from ..upstream._pool import Pool
 from ._bound import Filters
 from ._failure import as_proxy_error
 from ._filters import FailToProxy, ProxyHttp
+from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
 from ._session import Session
@@ -105,7 +106,8 @@ class Engine:
                 return
             try:
                 async with trio.open_nursery() as nursery:
-                    stream.watch(nursery.cancel_scope)
+                    early = self._filters.early_request_filter
+                    stream.watch(nursery.cancel_scope, half_close=early is None)
                     session.error = await self._run(session, ctx, nursery)
                     stream.unwatch()
                 left = nursery.cancel_scope.cancelled_caught
@@ -136,6 +138,7 @@ class Engine:
             if filters.early_request_filter is not None:
                 session.phase = "early_request_filter"
                 await filters.early_request_filter(session, ctx)
+                session.downstream_session.watch(nursery.cancel_scope)
             if filters.request_filter is not None:
                 session.phase = "request_filter"
                 if await filters.request_filter(session, ctx):
@@ -144,6 +147,11 @@ class Engine:
                 session.phase = "proxy_upstream_filter"
                 if not await filters.proxy_upstream_filter(session, ctx):
                     return await self._declined(session)
+            request = session.req_header()
+            if request.method in METHODS and forwards_left(request) == 0:
+                session.phase = "answering for Max-Forwards"
+                await answer_as_last(session)
+                return None
         except Exception as exc:  # the single catch, first half: before a peer was chosen
             error = as_proxy_error(exc, session)
             await self._fail(session, ctx, error, before_upstream=True)
@@ -262,6 +270,8 @@ class Engine:
                 ctx,
             )
         request = to_upstream(session.req_header())
+        if request.method in METHODS:
+            count_down(request)
         if filters.upstream_request_filter is not None:
             session.phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)

@@ -110,8 +110,14 @@ class DownstreamStream(MessageStream[ResponseEvent, RequestEvent]):
         """Why the client counts as gone (source downstream), or None while it is there."""
 
     @abstractmethod
-    def watch(self, scope: trio.CancelScope) -> None:
-        """Have the scope cancelled as soon as the client is gone (at once if it already is)."""
+    def watch(self, scope: trio.CancelScope, *, half_close: bool = True) -> None:
+        """Have the scope cancelled as soon as the client is gone (at once if it already is).
+
+        Args:
+          scope: What to cancel; it takes the place of an earlier one.
+          half_close: Whether a half-close that was seen before counts already. A filter that may
+            still clear `abort_on_close` is to run first, and this to be called again behind it.
+        """
 
     @abstractmethod
     def unwatch(self) -> None:

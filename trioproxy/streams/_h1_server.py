@@ -392,10 +392,13 @@ class H1DownstreamStream(DownstreamStream):
         """Why the client counts as gone, or None."""
         return self._connection.departure
 
-    def watch(self, scope: trio.CancelScope) -> None:
-        """Cancel the scope when the client leaves."""
+    def watch(self, scope: trio.CancelScope, *, half_close: bool = True) -> None:
+        """Cancel the scope when the client leaves; see `DownstreamStream.watch`."""
         self._scope = scope
-        if self._connection.eof or self._connection.broken is not None:
+        connection = self._connection
+        if connection.broken is not None or (
+            connection.eof and (half_close or not connection.reader.done)
+        ):
             self.party_left()
 
     def unwatch(self) -> None:

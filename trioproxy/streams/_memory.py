@@ -181,8 +181,8 @@ class MemoryDownstream(DownstreamStream):
             return _closed("the other end of the exchange was closed").into_down()
         return None
 
-    def watch(self, scope: trio.CancelScope) -> None:
-        """Cancel the scope when the other end leaves."""
+    def watch(self, scope: trio.CancelScope, *, half_close: bool = True) -> None:
+        """Cancel the scope when the other end leaves; nothing in memory is half-closed."""
         self._scope = scope
         self.party_left()
 
