@@ -305,6 +305,41 @@ async def test_an_upload_that_the_client_cuts_has_no_end_of_stream(
     assert (error.etype, error.esource) == (ErrorType.ConnectionClosed, ErrorSource.DOWNSTREAM)
 
 
+async def test_an_upload_that_turns_malformed_is_answered_400_and_cut_upstream(
+    autojump_clock: MockClock,
+) -> None:
+    cut: list[Message | None] = []
+
+    async def origin(wire: Wire) -> None:
+        with pytest.raises(CutError) as caught:
+            await wire.message()
+        cut.append(caught.value.message)
+
+    recorder = Recorder()
+    async with open_gateway(recorder, origin) as gateway:
+        client = gateway.connect()
+        await send_pieces(client, [post(framing="chunked")[:-5] + b"2\r\nab\r\n", b"xyz\r\n"])
+        assert (await client.message()).status == 400
+
+    (message,) = cut
+    assert message is not None
+    assert message.body == b"ab"
+    assert recorder.pieces("request_body_filter") == [(b"ab", False)]
+
+
+async def test_an_upload_that_stalls_is_answered_408(autojump_clock: MockClock) -> None:
+    async def origin(wire: Wire) -> None:
+        with pytest.raises(CutError):
+            await wire.message()
+
+    async with open_gateway(Recorder(), origin) as gateway:
+        client = gateway.connect()
+        started = trio.current_time()
+        await client.send(post(b"x" * 100)[:-50])
+        assert (await client.message()).status == 408
+        assert trio.current_time() - started == pytest.approx(60, abs=0.1)
+
+
 async def test_an_upload_given_up_for_an_early_response_has_no_end_of_stream(
     autojump_clock: MockClock,
 ) -> None:

@@ -853,6 +853,32 @@ async def test_a_stale_pooled_connection_is_retried_for_idempotent_methods_alone
     assert seen["retry"] == (RetryType.ReusedOnly if status == 200 else RetryType.Decided(False))
 
 
+async def test_a_post_is_retried_where_its_pooled_connection_died_before_a_byte_was_sent(
+    autojump_clock: MockClock,
+) -> None:
+    die = trio.Event()
+
+    async def origin(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(OK)
+        if wire.number == 0:
+            await die.wait()
+        else:
+            await wire.more()
+
+    async def connected_to_upstream(_session: Session, reused: bool, *_args: object) -> None:
+        if reused:
+            die.set()
+            await trio.sleep(1)
+
+    recorder = Recorder(hooks={"connected_to_upstream": connected_to_upstream})
+    async with open_gateway(recorder, origin) as gateway:
+        await gateway.exchange(GET)
+        assert (await gateway.exchange(post(b"body"))).status == 200
+
+    assert recorder.the("error_while_proxy").args["retry"] == RetryType.ReusedOnly
+
+
 async def test_error_while_proxy_may_have_a_post_repeated(autojump_clock: MockClock) -> None:
     def error_while_proxy(
         _peer: HttpPeer, _session: Session, e: ProxyError, _ctx: Ctx, reused: bool
