@@ -31,7 +31,7 @@ from ..proxy._filters import ProxyHttp
 from ..proxy._record import ExchangeRecord
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions
 from ..transport._byte_stream import ByteStream
-from ..transport._listen import ListenSocket, open_listeners
+from ..transport._listen import Acceptor, open_listeners
 from ..upstream._connector import Connector, SocketConnector
 from ..upstream._pool import Pool, PoolStatistics
 from ._access_log import AccessLog
@@ -126,7 +126,7 @@ class _Server:
             request_limit=conf.keepalive_request_limit,
             server_name=conf.server_name.encode("ascii"),
         )
-        self.listening: list[ListenSocket] = []
+        self.listening: list[Acceptor] = []
         self.accepting = trio.CancelScope()
         self.serving = trio.CancelScope()
         self.connections: set[H1ServerConnection] = set()
@@ -151,7 +151,7 @@ class _Server:
 
     # -- accepting -------------------------------------------------------------------------------
 
-    async def accept(self, listening: ListenSocket, nursery: trio.Nursery) -> None:
+    async def accept(self, listening: Acceptor, nursery: trio.Nursery) -> None:
         """Accept for ever; want of descriptors backs off, nothing else gets in the way (R-06)."""
         logged = -ACCEPT_LOG_INTERVAL
         most = self.conf.max_connections
@@ -244,7 +244,7 @@ class _Server:
 
 async def serve(
     proxy: ProxyHttp[Any],
-    *binds: str | Listener,
+    *binds: str | Listener | Acceptor,
     conf: ServerConf | None = None,
     connector: Connector | None = None,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
@@ -254,7 +254,8 @@ async def serve(
     Args:
       proxy: The proxy object.
       *binds: Where to listen: ``"127.0.0.1:8080"``, ``"[::1]:0"``, ``"unix:PATH"`` or `Listener`;
-        ``127.0.0.1:8080`` where none is given.
+        ``127.0.0.1:8080`` where none is given. An object that accepts by itself, such as a
+        network in memory, is taken as it is.
       conf: Timeouts and limits.
       connector: Makes upstream connections in place of sockets.
       task_status: Gets a `Running` when all listeners accept connections.
@@ -270,8 +271,9 @@ async def serve(
     listeners = [
         bind if isinstance(bind, Listener) else Listener.parse(bind)
         for bind in (binds or ("127.0.0.1:8080",))
+        if not isinstance(bind, Acceptor)
     ]
-    listening: list[ListenSocket] = []
+    listening: list[Acceptor] = [bind for bind in binds if isinstance(bind, Acceptor)]
     try:
         for listener in listeners:
             try:

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+from abc import ABC, abstractmethod
 
 import attrs
 import trio
@@ -46,8 +47,31 @@ def address_text(sockname: object) -> str | None:
     return f"unix:{sockname}" if sockname else None
 
 
+class Acceptor(ABC):
+    """Where connections come from: a listening socket, or a network in memory.
+
+    Attributes:
+      url: How it is called in ``Running.urls``.
+    """
+
+    url: str
+
+    @abstractmethod
+    async def accept(self) -> tuple[ByteStream, ConnectionInfo]:
+        """Wait for the next connection.
+
+        Raises:
+          OSError: descriptors or memory have run out; trying again later helps.
+          trio.ClosedResourceError: it is closed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take no more connections."""
+
+
 @attrs.define(eq=False)
-class ListenSocket:
+class ListenSocket(Acceptor):
     """One listening socket.
 
     Attributes:
