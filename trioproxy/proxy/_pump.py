@@ -23,6 +23,7 @@ from .._messages import (
     END,
     BodyChunk,
     Data,
+    RequestEvent,
     RequestHeader,
     ResponseEvent,
     ResponseHeader,
@@ -73,11 +74,11 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
         if exchange.request.offers is not None:
             return await _offer_upgrade(exchange)
         await _send_without_body(exchange)
-        return await pump_response(exchange)
+        return await _respond(exchange)
     if exchange.filters.request_body_filter is None and body.complete_and_pending:
         # All of it is here and nobody wants to see it: one write, and no task for it.
-        await exchange.upstream.send(exchange.request, *await body.next_batch())
-        return await pump_response(exchange)
+        await _send(exchange, exchange.request, *await body.next_batch())
+        return await _respond(exchange)
     nursery.start_soon(_upload, exchange)
     failure: Exception | None = None
     first: list[ResponseEvent] | None = None
@@ -92,14 +93,43 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
     if exchange.upload_error is not None:
         raise exchange.upload_error
     if failure is not None:
-        if (
-            exchange.send_error is not None
-            and isinstance(failure, ProxyError)
-            and failure.esource is ErrorSource.UPSTREAM
-        ):
-            raise exchange.send_error
-        raise failure
+        raise _which_failure(exchange, failure)
     return first
+
+
+async def _respond(exchange: Exchange) -> list[ResponseEvent] | None:
+    """Carry the response of a request that left in one piece."""
+    try:
+        return await pump_response(exchange)
+    except ProxyError as exc:
+        raise _which_failure(exchange, exc) from None
+
+
+def _which_failure(exchange: Exchange, failure: Exception) -> Exception:
+    """Return why an attempt failed: the write that failed first, where no response came of it."""
+    error = exchange.send_error
+    if error is None or not isinstance(failure, ProxyError):
+        return failure
+    if failure.esource is not ErrorSource.UPSTREAM:
+        return failure
+    # Whether it may be repeated is known from what came behind: a response that had begun says no.
+    error.retry = failure.retry
+    return error
+
+
+async def _send(exchange: Exchange, *events: RequestEvent) -> bool:
+    """Send events of the request; False where the origin takes no more of it.
+
+    Its response may still come, or be here already (row U1-05), so that it is looked for first.
+    """
+    try:
+        await exchange.upstream.send(*events)
+    except ProxyError as exc:
+        if exc.esource is not ErrorSource.UPSTREAM:
+            raise
+        exchange.send_error = exc
+        return False
+    return True
 
 
 async def _offer_upgrade(exchange: Exchange) -> list[ResponseEvent] | None:
@@ -108,8 +138,8 @@ async def _offer_upgrade(exchange: Exchange) -> list[ResponseEvent] | None:
     The end of the request's body is told once: now, where the origin answered as to any request, or
     by the tunnel when the client half-closes (decision 2).
     """
-    await exchange.upstream.send(exchange.request, END)
-    first = await pump_response(exchange)
+    await _send(exchange, exchange.request, END)
+    first = await _respond(exchange)
     if first is None and exchange.filters.request_body_filter is not None:
         await exchange.filters.request_body_filter(
             exchange.session, BodyChunk(), True, exchange.ctx
@@ -133,10 +163,10 @@ async def _send_without_body(exchange: Exchange) -> None:
         declared.count(chunk.data)
         declared.finish()
         if chunk.data:
-            await exchange.upstream.send(request)
-            await exchange.upstream.send(Data(chunk.data, True))
+            if await _send(exchange, request):
+                await _send(exchange, Data(chunk.data, True))
             return
-    await exchange.upstream.send(request, END)
+    await _send(exchange, request, END)
 
 
 async def _upload(exchange: Exchange) -> None:
@@ -153,7 +183,7 @@ async def _upload(exchange: Exchange) -> None:
 
 async def pump_request(exchange: Exchange) -> None:
     """Carry the request, head first, from the client to the origin until its end."""
-    session, ctx, upstream = exchange.session, exchange.ctx, exchange.upstream
+    session, ctx = exchange.session, exchange.ctx
     body = session.body
     body_filter = exchange.filters.request_body_filter
     declared = Declared.of(
@@ -162,14 +192,11 @@ async def pump_request(exchange: Exchange) -> None:
     )
     chunk = BodyChunk()
     out: list[Any] = [exchange.request]
-    try:
-        # The head does not wait for a body that may wait for 100 Continue.
-        if not body.readable_now:
-            await upstream.send(*out)
-            out = []
-    except ProxyError as exc:
-        exchange.send_error = exc
-        return
+    # The head does not wait for a body that may wait for 100 Continue.
+    if not body.readable_now:
+        if not await _send(exchange, *out):
+            return
+        out = []
     ended = False
     while not ended:
         for event in await body.next_batch():
@@ -204,12 +231,7 @@ async def pump_request(exchange: Exchange) -> None:
                 ended = True
                 break
         if out:
-            try:
-                await upstream.send(*out)
-            except ProxyError as exc:
-                if exc.esource is not ErrorSource.UPSTREAM:
-                    raise
-                exchange.send_error = exc
+            if not await _send(exchange, *out):
                 return
             out = []
 

@@ -153,18 +153,22 @@ class H1ClientConnection:
         try:
             self.events += self.reader.eof()
         except IncompleteMessage as exc:
-            fresh = not self.reader.waiting_head_started and not self.reader.in_body
             error = ProxyError.because(
                 ErrorType.ConnectionClosed, f"the origin closed the connection: {exc}", exc
             ).into_up()
-            if fresh:
+            if self.silent:
                 error.retry = RetryType.ReusedOnly
             self._fail(error)
         self.dead = True
         self.bell.ring()
 
+    @property
+    def silent(self) -> bool:
+        """Whether no byte of a response has come: what fails now may just have been stale (F-04)."""
+        return not self.reader.in_body and not self.reader.waiting_head_started
+
     def _lost(self, error: ProxyError) -> None:
-        if not self.reader.in_body:
+        if self.silent:
             error.retry = RetryType.ReusedOnly
         self._fail(error.into_up())
 
@@ -265,8 +269,10 @@ class H1UpstreamStream(UpstreamStream):
 
     __slots__ = (
         "_connection",
+        "_head_left",
         "_over",
         "_sent",
+        "_waiting_since",
         "aborted",
         "body_bytes_received",
         "info",
@@ -289,6 +295,10 @@ class H1UpstreamStream(UpstreamStream):
         self.aborted = False
         self._sent = False
         self._over = False
+        # Seconds left of the wait for the response's head, None while it does not run: before the
+        # request is written, the origin owes nothing.
+        self._head_left: float | None = None
+        self._waiting_since: float | None = None
 
     @property
     def anything_sent(self) -> bool:
@@ -320,13 +330,43 @@ class H1UpstreamStream(UpstreamStream):
             if self.writer.half_closed:
                 await connection.transport.send_eof()
         except trio.ClosedResourceError as exc:
+            self._start_head_time(self.read_timeout)
             raise connection.failure or _gone() from exc
         except ProxyError as exc:
             exc.as_up()
+            if exc.etype == ErrorType.WriteTimedout:
+                # The origin neither reads nor answers: only what is here by now counts (F-12).
+                self._start_head_time(0.0)
+            else:
+                self._start_head_time(self.read_timeout)
+                if connection.silent:
+                    exc.retry = RetryType.ReusedOnly
             raise
         finally:
             self.write_pending_time += trio.current_time() - started
         self.aborted = False
+        if self.writer.finished:
+            self._start_head_time(self.read_timeout)
+
+    def _start_head_time(self, seconds: float) -> None:
+        """Let the time for the response's head run: the request is written, or given up."""
+        if self._over or self._head_left is not None:
+            return
+        self._head_left = seconds
+        if self._waiting_since is not None:
+            self._arm()
+
+    def _arm(self) -> None:
+        """Limit the wait that begins, or goes on, by what is left of the head's time.
+
+        It is used up by waiting alone: neither a 1xx in between nor a filter of ours that takes its
+        time starts it anew or lets it run (rows U1-06, T-03).
+        """
+        self._waiting_since = trio.current_time()
+        if self._over or self._head_left is None:
+            self._connection.timer.disarm()
+        else:
+            self._connection.timer.arm(self._head_left, "waiting for the response's head")
 
     async def receive_batch(self) -> list[ResponseEvent]:
         """Return what is decoded of the response; see `MessageStream.receive_batch`."""
@@ -339,12 +379,12 @@ class H1UpstreamStream(UpstreamStream):
             if connection.stepped_aside:
                 await connection.pull(self.read_timeout)
                 continue
-            if self._over:
+            self._arm()
+            try:
+                await connection.bell.wait()
+            finally:
                 connection.timer.disarm()
-            else:
-                connection.timer.arm(self.read_timeout, "waiting for the response's head")
-            await connection.bell.wait()
-        connection.timer.disarm()
+                self._waited()
         batch, connection.events = connection.events, []
         last = batch[-1]
         if last is END or getattr(last, "end", False):
@@ -355,6 +395,13 @@ class H1UpstreamStream(UpstreamStream):
             if event.status == 101:
                 self.writer.start_tunnel()
         return batch
+
+    def _waited(self) -> None:
+        """Take the wait that ends off the time for the response's head."""
+        if self._head_left is not None and self._waiting_since is not None:
+            waited = trio.current_time() - self._waiting_since
+            self._head_left = max(0.0, self._head_left - waited)
+        self._waiting_since = None
 
     async def aclose(self) -> None:
         """Release the connection where both messages ended, else close it."""
