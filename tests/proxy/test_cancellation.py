@@ -37,6 +37,7 @@ from trioproxy import (
     BodyChunk,
     ErrorSource,
     ErrorType,
+    FailToProxy,
     HttpPeer,
     ProxyError,
     ResponseHeader,
@@ -346,6 +347,34 @@ async def test_logging_that_waits_too_long_does_not_keep_a_stopped_session(
         gateway.stop()
         await gateway.ended()
         assert trio.current_time() - started == pytest.approx(1, abs=0.1)
+
+
+async def test_a_stop_does_not_cut_off_what_is_told_of_a_client_that_left(
+    autojump_clock: MockClock,
+) -> None:
+    told: list[str] = []
+
+    async def fail_to_proxy(_session: Session, _e: ProxyError, _ctx: Ctx) -> FailToProxy:
+        await trio.sleep(0.5)
+        told.append("fail_to_proxy")
+        return FailToProxy(0)
+
+    async def origin(wire: Wire) -> None:
+        await wire.message()
+        await wire.more()
+
+    recorder = Recorder(hooks={"fail_to_proxy": fail_to_proxy})
+    async with open_gateway(recorder, origin) as gateway:
+        client = gateway.connect()
+        await client.send(GET)
+        await trio.testing.wait_all_tasks_blocked()
+        client.close()
+        await trio.testing.wait_all_tasks_blocked()
+        gateway.stop()
+        await gateway.ended()
+
+    assert told == ["fail_to_proxy"]
+    assert recorder.the("logging").args["e"].etype == ErrorType.ConnectionClosed
 
 
 async def test_a_filters_own_tasks_are_cancelled_with_it(autojump_clock: MockClock) -> None:
