@@ -29,6 +29,7 @@ NAMES = [
     "Listener",
     "serve",
     "run",
+    "backoff",
     "__version__",
 ]
 SUB_PACKAGES = {"cache", "modules", "testing", "balance", "limits", "metrics", "server"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inspect import get_annotations as _get_annotations
 
+from ._backoff import backoff as backoff
 from ._config import Listener as Listener
 from ._config import ServerConf as ServerConf
 from ._errors import ErrorSource as ErrorSource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,13 @@ def _seconds(_instance: object, attribute: attrs.Attribute[float], value: object
 def _not_negative(_instance: object, attribute: attrs.Attribute[float], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise ValueError(f"{attribute.name}={value!r}: seconds, 0 or more, are right")
+
+
+def _rate(_instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(
+            f"{attribute.name}={value!r}: bytes a second are right, or 0 for no such rule"
+        )
 
 
 def _count(minimum: int) -> Callable[[Any, attrs.Attribute[int], int], None]:
@@ -86,6 +94,8 @@ class ServerConf:
       idle_timeout: How long a client's kept-alive connection may be idle.
       header_timeout: For a whole request head, from its first byte.
       body_timeout: For each gap in a request's content.
+      min_receive_rate: Bytes a second in which a request's content must come; 0 for no such rule.
+      request_timeout: For a whole request, from its head to its response's end; tunnels excepted.
       upstream_idle_timeout: How long an upstream connection may be idle.
       drain_timeout: For dropping the unread rest of a request, and for a lingering close.
       tunnel_idle_timeout: How long a tunnel may be idle in both directions together.
@@ -123,6 +133,8 @@ class ServerConf:
     idle_timeout: float = attrs.field(default=60.0, validator=_seconds)
     header_timeout: float = attrs.field(default=15.0, validator=_seconds)
     body_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    min_receive_rate: float = attrs.field(default=0.0, validator=_rate)
+    request_timeout: float = attrs.field(default=math.inf, validator=_seconds)
     upstream_idle_timeout: float = attrs.field(default=55.0, validator=_seconds)
     drain_timeout: float = attrs.field(default=2.0, validator=_seconds)
     tunnel_idle_timeout: float = attrs.field(default=300.0, validator=_seconds)

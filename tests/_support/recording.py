@@ -583,6 +583,7 @@ class Gateway:
                 header_timeout=conf.header_timeout,
                 idle_timeout=conf.idle_timeout,
                 body_timeout=conf.body_timeout,
+                min_receive_rate=conf.min_receive_rate,
                 write_timeout=conf.write_timeout,
                 drain_timeout=conf.drain_timeout,
                 drain_bytes=conf.drain_bytes,

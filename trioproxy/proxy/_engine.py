@@ -8,6 +8,7 @@ and other `BaseException` pass. Nothing here knows which protocol either side sp
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,7 @@ class Engine:
                 async with trio.open_nursery() as nursery:
                     early = self._filters.early_request_filter
                     stream.watch(nursery.cancel_scope, half_close=early is None)
-                    session.error = await self._run(session, ctx, nursery)
+                    session.error = await self._run_in_time(session, ctx, nursery)
                     stream.unwatch()
                 left = nursery.cancel_scope.cancelled_caught
             except Exception as exc:  # a callback's group that mixed errors with Cancelled
@@ -128,6 +129,33 @@ class Engine:
             if services.on_record is not None:
                 services.on_record(self._record(session))
             await stream.aclose()
+
+    async def _run_in_time(
+        self, session: Session, ctx: Any, nursery: trio.Nursery
+    ) -> ProxyError | None:
+        """Run every phase within ``request_timeout``, where there is one (row T-08)."""
+        seconds = self._conf.request_timeout
+        if seconds == math.inf:
+            return await self._run(session, ctx, nursery)
+        with trio.move_on_at(session.started + seconds) as session.deadline:
+            async with trio.open_nursery() as inner:
+                return await self._run(session, ctx, inner)
+        return await self._out_of_time(session, ctx, seconds)
+
+    async def _out_of_time(self, session: Session, ctx: Any, seconds: float) -> ProxyError:
+        """Answer 504 where nothing was sent, else cut what was."""
+        session.downstream_session.keepalive = None
+        error = ProxyError.because(
+            ErrorType.HTTPStatus(504),
+            f"the request took longer than request_timeout ({seconds:g} s)",
+            ProxyError.explain(ErrorType.ReadTimedout, f"the whole request, in {session.phase}"),
+        ).into_in()
+        if session.held is not None:
+            peer, reused = session.held
+            session.held = None
+            error = self._call_error_while_proxy(session, ctx, peer, error, reused)
+        await self._fail(session, ctx, error, before_upstream=False)
+        return error
 
     # -- before the upstream ---------------------------------------------------------------------
 
@@ -278,6 +306,8 @@ class Engine:
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
         first = await run_exchange(exchange, nursery)
         if first is not None:
+            if session.deadline is not None:
+                session.deadline.deadline = math.inf  # a tunnel has limits of its own (row T-05)
             await run_tunnel(exchange, nursery, first)
 
     def _connect_failed(

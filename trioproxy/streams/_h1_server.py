@@ -39,6 +39,9 @@ READ_SIZE = 65536
 #: Decoded bytes that may wait for the session before the reader stops reading.
 READ_AHEAD = 32768
 
+#: Seconds that a request's content may stay behind its lowest rate.
+RATE_GRACE = 5.0
+
 Handler = Callable[[DownstreamStream], Awaitable[None]]
 #: Told of a request that was refused before any callback: status, reason, bytes of its start.
 OnRefused = Callable[[ConnectionInfo, int, str], None]
@@ -56,6 +59,7 @@ class H1ServerOptions:
     drain_bytes: int = 262144
     request_limit: int | None = None
     min_send_rate: float = 0.0
+    min_receive_rate: float = 0.0
     server_name: bytes = b"trioproxy"
 
 
@@ -337,6 +341,7 @@ class H1DownstreamStream(DownstreamStream):
 
     __slots__ = (
         "_connection",
+        "_credit",
         "_head_only",
         "_old_client",
         "_over",
@@ -372,6 +377,8 @@ class H1DownstreamStream(DownstreamStream):
         self.told_close = False
         self.broken = False
         self._scope: trio.CancelScope | None = None
+        # Seconds that we may still wait before the content counts as too slow.
+        self._credit = RATE_GRACE if options.min_receive_rate else math.inf
         self._over = False
         self._tunnel = False
         head = connection.events[0]
@@ -430,16 +437,33 @@ class H1DownstreamStream(DownstreamStream):
                     ErrorType.HTTPStatus(408), "the request's content took too long", cause
                 ).into_down()
             if not self._over:
-                connection.timer.arm(self.read_timeout, "more of the request's content")
+                if self._credit < self.read_timeout:
+                    rate = connection.options.min_receive_rate
+                    connection.timer.arm(self._credit, f"content at {rate:g} bytes a second")
+                else:
+                    connection.timer.arm(self.read_timeout, "more of the request's content")
+            started = trio.current_time()
             try:
                 await connection.bell.wait()
             finally:
                 connection.timer.disarm()
+                self._credit -= trio.current_time() - started
         batch = connection.take()
+        if self._credit != math.inf:
+            self._add_credit(batch)
         last = batch[-1]
         if last is END or getattr(last, "end", False):
             self._over = True
         return batch
+
+    def _add_credit(self, batch: list[RequestEvent]) -> None:
+        """Count what came as time in which the client may be slow, but never save up for more.
+
+        Only our waiting uses it up: content that we do not read costs its sender nothing.
+        """
+        size = sum(len(event.data) for event in batch if type(event) is Data)
+        earned = self._credit + size / self._connection.options.min_receive_rate
+        self._credit = min(earned, max(RATE_GRACE, self.read_timeout))
 
     async def send(self, *events: ResponseEvent) -> None:
         """Send events of the response; see `MessageStream.send`."""
@@ -484,6 +508,7 @@ class H1DownstreamStream(DownstreamStream):
         ):
             self._tunnel = True
             self._over = False
+            self._credit = math.inf
             connection.start_tunnel()
 
     async def _send_at_rate(self, parts: list[bytes]) -> None:
