@@ -15,6 +15,7 @@ from examples.answer_early import AnswerEarly
 from examples.context_access_log import AccessLog
 from examples.failover import Failover
 from examples.inside_trio_app import Forward
+from examples.retry_backoff import Patient
 from examples.rewrite_body import NumberLines
 from tests.server._network import (
     Program,
@@ -36,6 +37,7 @@ NAMES = [
     "context_access_log",
     "failover",
     "inside_trio_app",
+    "retry_backoff",
     "rewrite_body",
 ]
 
@@ -189,6 +191,36 @@ async def test_context_access_log_numbers_requests_and_prints_a_line(
 async def test_inside_trio_app_forwards() -> None:
     async with the_origin() as peer, serving(Forward(peer)) as running:
         assert (await ask(running.urls[0], get("/a"))).body.startswith(b"GET /a\n")
+
+
+async def test_retry_backoff_asks_again_until_the_origin_is_not_busy() -> None:
+    asked = 0
+
+    async def handler(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        await receive_until(stream, b"\r\n\r\n")
+        asked += 1
+        status = b"200 OK" if asked == 3 else b"503 Service Unavailable"
+        await stream.send_all(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+
+    with trio.fail_after(20):
+        async with (
+            an_origin(handler) as url,
+            serving(Patient(HttpPeer.parse(url))) as running,
+        ):
+            reply = await ask(running.urls[0])
+            assert (reply.status, reply.fields["x-attempts"]) == (200, "3")
+
+
+async def test_retry_backoff_gives_up_in_the_end() -> None:
+    response = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+    with trio.fail_after(20):
+        async with (
+            an_origin(answering(response)) as url,
+            serving(Patient(HttpPeer.parse(url))) as running,
+        ):
+            reply = await ask(running.urls[0])
+            assert (reply.status, reply.fields["x-attempts"]) == (503, "4")
 
 
 # -- the demo --------------------------------------------------------------------------------------
