@@ -44,6 +44,8 @@ def _value(value: Text) -> bytes:
 
 
 def _lower(name: Text) -> bytes:
+    if type(name) is bytes:  # nearly always
+        return name.lower()
     return (name.encode("latin-1", "replace") if isinstance(name, str) else _octets(name)).lower()
 
 

@@ -18,10 +18,9 @@ from ._h1_codec import H11, H1Codec
 #: Informational responses to one request (row U1-06).
 MAX_INFORMATIONAL = 32
 
-# Bare LF, bare CR, controls other than HTAB, and a line that starts with a blank.
-_BAD_RAW = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r\n[ \t]")
-# The same without what a response may have: folds.
-_BAD_RESPONSE = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# All but the controls that no head may have; CR and LF are counted instead.
+_FINE = bytes(set(range(256)) - set(range(32)) - {0x7F} | set(b"\t\r\n"))
+# Bare LF, bare CR, controls other than HTAB; slow, so that only incomplete heads meet it.
 _BAD_PARTIAL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BLANK_BEFORE_COLON = re.compile(rb"(\r\n[^:\r\n \t]+)[ \t]+:")
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
@@ -45,6 +44,16 @@ def _unfold(block: bytes) -> bytes:
             parts.append(b"\r\n")
             parts.append(line.rstrip(b" \t"))
     return b"".join(parts)
+
+
+def _clean(block: bytes) -> bool:
+    """Tell whether a head has no bare line end and no control; 10 times as fast as a pattern."""
+    lines = block.count(b"\r\n")
+    return (
+        block.count(b"\n") == lines
+        and block.count(b"\r") == lines
+        and not block.translate(None, _FINE)
+    )
 
 
 class _Reader:
@@ -97,7 +106,7 @@ class _Reader:
         """Bytes held that lie behind the current message's end."""
         return len(self.buffer) if self._state == "done" else 0
 
-    def _take_head(self, bad: re.Pattern[bytes], status: int) -> bytes | None:
+    def _take_head(self, status: int) -> bytes | None:
         """Take one whole head off the buffer, or None; what is bad is refused at once."""
         buffer = self.buffer
         start = max(0, self._scanned - 3)
@@ -113,8 +122,8 @@ class _Reader:
             return None
         if end + 4 > limit:
             raise MessageRefused(431 if status == 400 else 502, "the head is too large")
-        block = bytes(memoryview(buffer)[: end + 4])
-        if bad.search(block):
+        block = bytes(buffer[: end + 4])
+        if not _clean(block) or (status == 400 and (b"\r\n " in block or b"\r\n\t" in block)):
             raise MessageRefused(status, "a bare line end, a fold or a control in the head")
         del buffer[: end + 4]
         self._scanned = 0
@@ -257,7 +266,7 @@ class RequestReader(_Reader):
             return []
         if not self._line_seen:
             self._check_line()
-        block = self._take_head(_BAD_RAW, 400)
+        block = self._take_head(400)
         if block is None:
             return []
         if block.count(b"\r\n") - 2 > self._limits.max_fields:
@@ -445,7 +454,7 @@ class ResponseReader(_Reader):
     def _head(self) -> ResponseHeader | None:
         if self.buffer and self.buffer[0] in b"\r\n":
             raise MessageRefused(502, "an empty line before the status line")
-        block = self._take_head(_BAD_RESPONSE, 502)
+        block = self._take_head(502)
         if block is None:
             return None
         if b" :" in block or b"\t:" in block:

@@ -401,17 +401,19 @@ class Engine:
     async def _shed(self, session: Session) -> None:
         """Refuse a session beyond the limit (row R-05)."""
         self._services.log.warning("max_sessions (%d) reached", self._conf.max_sessions)
+        body = b"503 Service Unavailable: the proxy has no capacity left, try again later\n"
         head = ResponseHeader(
             503,
             [
                 ("Server", self._conf.server_name),
-                ("Content-Length", "0"),
+                ("Content-Type", "text/plain; charset=utf-8"),
+                ("Content-Length", str(len(body))),
                 ("Retry-After", "1"),
                 ("Cache-Control", "private, no-store"),
             ],
         )
         try:
-            await session.write_error_response(head, b"")
+            await session.write_error_response(head, body)
         except ProxyError:
             session.downstream_session.keepalive = None
 

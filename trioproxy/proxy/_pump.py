@@ -12,6 +12,7 @@ write. No filter is called that the trait does not override.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -192,8 +193,8 @@ async def pump_request(exchange: Exchange) -> None:
     )
     chunk = BodyChunk()
     out: list[Any] = [exchange.request]
-    # The head does not wait for a body that may wait for 100 Continue.
-    if not body.readable_now:
+    # The head does not wait for a body that may wait for 100 Continue, nor for a slow filter.
+    if body_filter is not None or not body.readable_now:
         if not await _send(exchange, *out):
             return
         out = []
@@ -369,8 +370,10 @@ async def filter_chunk(
 
 
 async def _delayed(
-    session: Session, out: list[ResponseEvent], seconds: float
+    session: Session, out: list[ResponseEvent], seconds: Any
 ) -> list[ResponseEvent]:
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        raise ValueError(f"{session.phase} returned {seconds!r}: seconds, 0 or more, are right")
     if out:
         await session.send_events(*out)
     await trio.sleep(seconds)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .._errors import ErrorType, ProxyError
+from .._errors import ErrorSource, ErrorType, ProxyError
 from .._headers import Headers
 from .._messages import (
     END,
@@ -341,7 +341,7 @@ class Session:
 
     async def send_events(self, *events: ResponseEvent) -> None:
         """Send events of the response as they are, and count them (the engine's own way out)."""
-        stream = self.downstream_session
+        before = (self._body_bytes_sent, self._finished, self._response)
         for event in events:
             kind = type(event)
             if kind is Data:
@@ -352,7 +352,12 @@ class Session:
                 self._response = event  # type: ignore[assignment]
             elif event is END:
                 self._finished = True
-        await stream.send(*events)
+        try:
+            await self.downstream_session.send(*events)
+        except ProxyError as exc:
+            if exc.esource is ErrorSource.INTERNAL:  # refused: nothing of it was sent
+                self._body_bytes_sent, self._finished, self._response = before
+            raise
 
     # -- the upstream ----------------------------------------------------------------------------
 

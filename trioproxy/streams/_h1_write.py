@@ -83,8 +83,24 @@ class MessageWriter:
         """Whether the end of a tunnel was written, so that the transport's output has to end."""
         return self.finished and self.framing is Framing.TUNNEL
 
+    def _restore(self, state: tuple[Framing | None, int, bool, bool]) -> None:
+        """Go back to a state: events that were refused as a whole have changed nothing."""
+        self.framing, self.remaining, self.finished, self.closes = state
+
     def request(self, events: tuple[RequestEvent, ...]) -> list[bytes]:
-        """Return the parts to write for some events of a request."""
+        """Return the parts to write for some events of a request.
+
+        Raises:
+          ProxyError: InternalError, the events are not the next ones of a message; none counts.
+        """
+        state = (self.framing, self.remaining, self.finished, self.closes)
+        try:
+            return self._request(events)
+        except ProxyError:
+            self._restore(state)
+            raise
+
+    def _request(self, events: tuple[RequestEvent, ...]) -> list[bytes]:
         parts: list[bytes] = []
         for index, event in enumerate(events):
             kind = type(event)
@@ -126,7 +142,27 @@ class MessageWriter:
           bodiless: The request was HEAD: the head's framing fields go out, content does not.
           old_client: The client speaks HTTP/1.0: no 1xx, no chunks (rows H1-27, H1-28).
           connection: The value of Connection on the final head.
+
+        Raises:
+          ProxyError: InternalError, the events are not the next ones of a message; none counts.
         """
+        state = (self.framing, self.remaining, self.finished, self.closes)
+        try:
+            return self._response(
+                events, bodiless=bodiless, old_client=old_client, connection=connection
+            )
+        except ProxyError:
+            self._restore(state)
+            raise
+
+    def _response(
+        self,
+        events: tuple[ResponseEvent, ...],
+        *,
+        bodiless: bool,
+        old_client: bool,
+        connection: bytes,
+    ) -> list[bytes]:
         parts: list[bytes] = []
         for index, event in enumerate(events):
             kind = type(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -20,6 +21,9 @@ class ReadTimer:
     limit: float = math.inf
     what: str = ""
     _scope: trio.CancelScope | None = None
+    _now: Callable[[], float] = attrs.field(
+        factory=lambda: trio.lowlevel.current_clock().current_time
+    )
 
     def scope(self) -> trio.CancelScope:
         """Return the scope that the reader waits in next."""
@@ -31,7 +35,7 @@ class ReadTimer:
         if seconds == math.inf:
             self.limit = math.inf
             return
-        self.at(trio.current_time() + seconds, what)
+        self.at(self._now() + seconds, what)
 
     def at(self, moment: float, what: str) -> None:
         """Let the wait named ``what`` end at a moment of Trio's clock."""
