@@ -518,6 +518,7 @@ class MemoryConnector(Connector):
     #: Whether a write waits until the other party has read it all.
     adapt: Adapt
     lockstep: bool = False
+    limits: HeadLimits = attrs.field(factory=HeadLimits)
     asked: list[str] = attrs.field(factory=list)
 
     async def connect(self, peer: HttpPeer) -> H1ClientConnection:
@@ -532,7 +533,7 @@ class MemoryConnector(Connector):
         ours, theirs = _pair(self.lockstep)
         self.nursery.start_soon(self._serve, outcome, Wire(theirs, number))
         info = ConnectionInfo("192.0.2.10:40000", f"192.0.2.20:{peer.port}", trio.current_time())
-        return H1ClientConnection(self.adapt(ours), info, ResponseReader(HeadLimits()))
+        return H1ClientConnection(self.adapt(ours), info, ResponseReader(self.limits))
 
     async def _serve(self, origin: Origin, wire: Wire) -> None:
         try:
@@ -654,7 +655,11 @@ async def open_gateway(
     records: list[ExchangeRecord] = []
     with trio.fail_after(3600):
         async with trio.open_nursery() as nursery, trio.open_nursery() as pool_nursery:
-            connector = MemoryConnector(nursery, origins, adapt_and_keep, lockstep)
+            limits = HeadLimits(
+                max_bytes=conf.max_response_header_bytes,
+                max_fields=conf.max_response_header_fields,
+            )
+            connector = MemoryConnector(nursery, origins, adapt_and_keep, lockstep, limits)
             pool = Pool(connector, pool_nursery, size=conf.pool_size)
             services = Services(
                 conf=conf,
