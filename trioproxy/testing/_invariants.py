@@ -1,0 +1,297 @@
+"""What must hold after every run, whatever happened in it; numbered as in the docs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+from ._reference import BLOCK, blocks
+from ._world import CONF, OWN, Asked, Call, Ctx, Observed, Received
+
+#: Bytes of our own buffers that one session may hold.
+MOST_BUFFERED = 262144
+BEFORE = (
+    "new_ctx",
+    "early_request_filter",
+    "request_filter",
+    "proxy_upstream_filter",
+)
+IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
+
+
+def broken(observed: Observed) -> list[str]:
+    """Return what is broken, in words; empty where all is well."""
+    return [
+        *observed.problems,
+        *_callbacks(observed),
+        *_answers(observed),
+        *_bytes(observed),
+        *_requests(observed),
+        *_time(observed),
+        *_memory(observed),
+    ]
+
+
+# -- 1: callbacks --------------------------------------------------------------------------------
+
+
+def attempts(ctx: Ctx) -> list[list[Call]]:
+    """Return a request's callbacks by attempt, those before the first left out."""
+    found: list[list[Call]] = []
+    for call in ctx.calls:
+        if call.name == "upstream_peer":
+            found.append([])
+        if found:
+            found[-1].append(call)
+    return found
+
+
+def _callbacks(observed: Observed) -> Iterator[str]:
+    for ctx in observed.contexts:
+        names = [call.name for call in ctx.calls]
+        where = f"1: request {ctx.number}: {names}"
+        if names.count("logging") != 1 or names[-1] != "logging":
+            yield f"{where}: logging must come once, and last"
+        if names.count("fail_to_proxy") > 1:
+            yield f"{where}: fail_to_proxy came twice"
+        first = names.index("upstream_peer") if "upstream_peer" in names else len(names)
+        before = [name for name in names[:first] if name not in ("fail_to_proxy", "logging")]
+        if before != list(BEFORE[: len(before)]) or (
+            "upstream_peer" in names and len(before) < len(BEFORE)
+        ):
+            yield f"{where}: a wrong order before the upstream"
+        for attempt in attempts(ctx):
+            yield from _attempt(where, attempt)
+
+
+_ORDER = (
+    "upstream_peer",
+    "connected_to_upstream",
+    "upstream_request_filter",
+    "request_body_filter",
+)
+_RESPONSE = (
+    "upstream_response_filter",
+    "response_filter",
+    "upstream_response_body_filter",
+    "response_body_filter",
+    "response_trailer_filter",
+)
+
+
+def _attempt(where: str, calls: list[Call]) -> Iterator[str]:
+    names = [call.name for call in calls]
+    if "fail_to_connect" in names and "connected_to_upstream" in names:
+        yield f"{where}: connected, and failed to"
+    for earlier, later in pairwise(_ORDER):
+        if later in names and (earlier not in names or names.index(earlier) > names.index(later)):
+            yield f"{where}: {later} without {earlier} before it"
+    if any(name in names for name in _RESPONSE) and "upstream_request_filter" not in names:
+        yield f"{where}: a response without a request"
+    for one, other in pairwise(_RESPONSE[:4]):
+        if other in names and one not in names:
+            yield f"{where}: {other} without {one}"
+    for name in ("request_body_filter", "upstream_response_body_filter", "response_body_filter"):
+        ends = [call.end for call in calls if call.name == name]
+        if True in ends[:-1]:
+            yield f"{where}: {name} was called behind its end of stream"
+    finals = [c for c in calls if c.name == "upstream_response_filter" and c.note >= "200"]
+    if len(finals) > 1:
+        yield f"{where}: two final responses in one attempt"
+
+
+# -- 2: answers ----------------------------------------------------------------------------------
+
+
+def _undisturbed(observed: Observed, asked: Asked) -> bool:
+    """Tell whether nothing but the proxy can be to blame for a missing answer."""
+    if observed.disturbed or observed.scenario.stop is not None or asked.client < 0:
+        return False
+    client = observed.scenario.clients[asked.client]
+    return client.link.out.fault is None and client.link.back.fault is None
+
+
+def _answers(observed: Observed) -> Iterator[str]:
+    for asked in observed.asked.values():
+        if asked.outcome == "hang" and asked.whole and _undisturbed(observed, asked):
+            yield f"2: request {asked.number} got neither an answer nor an end"
+        final = asked.final
+        if final is None:
+            continue
+        if not asked.begun:
+            yield f"2: request {asked.number} was answered before it was asked"
+        if asked.request.old and asked.interim:
+            yield f"2: request {asked.number}: interim responses to an HTTP/1.0 client"
+        if asked.outcome == "complete" and not final.until_close:
+            yield from _honest_end(observed, asked)
+
+
+def _answer_of(observed: Observed, asked: Asked) -> Received | None:
+    """Return what the origin says of the answer that a client got, None where it is our own."""
+    final = asked.final
+    named = final.get(b"x-answer") if final is not None else None
+    if named is None:
+        return None
+    for received in observed.received:
+        if named == b"%d.%d" % (received.number, received.attempt):
+            return received
+    return None
+
+
+def _honest_end(observed: Observed, asked: Asked) -> Iterator[str]:
+    """Check that what ended properly for the client had ended properly at the origin."""
+    final = asked.final
+    assert final is not None
+    received = _answer_of(observed, asked)
+    if received is None:
+        return
+    has_body = asked.request.method != "HEAD" and final.status not in (204, 304)
+    ctx = _context(observed, asked.number)
+    if not has_body or ctx is None:
+        return
+    expected = blocks(b"a", received.number, received.attempt, received.answer.blocks)
+    got = _joined(ctx, "upstream_response_body_filter", "got")
+    if received.answer.framing != "close" and got != expected:
+        yield (
+            f"2: request {asked.number} got a clean end of a cut body: "
+            f"{len(got)} of {len(expected)} bytes"
+        )
+
+
+# -- 3: bytes ------------------------------------------------------------------------------------
+
+
+def _context(observed: Observed, number: int) -> Ctx | None:
+    found = [ctx for ctx in observed.contexts if ctx.number == number]
+    return found[0] if len(found) == 1 else None
+
+
+def _joined(ctx: Ctx, name: str, which: str) -> bytes:
+    return b"".join(getattr(call, which) for call in ctx.calls if call.name == name)
+
+
+def _bytes(observed: Observed) -> Iterator[str]:
+    for asked in observed.asked.values():
+        final, ctx = asked.final, _context(observed, asked.number)
+        if final is None:
+            continue
+        named = final.get(b"x-answer")
+        if named is not None and named.partition(b".")[0] != b"%d" % asked.number:
+            yield f"3: request {asked.number} got the answer {named!r}"
+            continue
+        if ctx is None or named is None:
+            if named is None and final.status == 200 and not OWN.startswith(bytes(final.body)):
+                yield f"3: request {asked.number} got a body of unknown origin"
+            continue
+        gave = _joined(ctx, "response_body_filter", "gave")
+        whole = asked.outcome == "complete" and not final.until_close
+        has_body = asked.request.method != "HEAD" and final.status not in (204, 304)
+        body = bytes(final.body)
+        if not gave.startswith(body) or (whole and has_body and body != gave):
+            yield f"3: request {asked.number} got {len(body)} bytes, the filters gave {len(gave)}"
+    for ctx in observed.contexts:
+        asked_for = observed.asked.get(ctx.number)
+        if asked_for is not None:
+            yield from _filtered(observed, ctx, asked_for)
+
+
+def _filtered(observed: Observed, ctx: Ctx, asked: Asked) -> Iterator[str]:
+    sent = blocks(b"q", asked.number, 0, asked.request.blocks)
+    received = [each for each in observed.received if each.number == ctx.number]
+    for attempt in attempts(ctx):
+        calls = [call for call in attempt if call.name == "request_body_filter"]
+        got = b"".join(call.got for call in calls)
+        if not sent.startswith(got):
+            yield f"3: request {ctx.number}: its filter got other bytes than the client sent"
+        if any(call.end for call in calls) and (got != sent or not asked.begun):
+            yield f"1: request {ctx.number}: end of stream of a request body that was cut"
+        calls = [call for call in attempt if call.name == "upstream_response_body_filter"]
+        got = b"".join(call.got for call in calls)
+        candidates = [
+            blocks(b"a", each.number, each.attempt, each.answer.blocks) for each in received
+        ]
+        fitting = [each for each in candidates if each.startswith(got)]
+        if got and not fitting:
+            yield f"3: request {ctx.number}: its filter got other bytes than the origin sent"
+        ended = any(call.end for call in calls)
+        framed = all(each.answer.framing != "close" for each in received)
+        if ended and framed and got not in candidates:
+            yield f"1: request {ctx.number}: end of stream of a response body that was cut"
+    yield from _uploads(ctx, received)
+
+
+def _uploads(ctx: Ctx, received: list[Received]) -> Iterator[str]:
+    """What the origin got, against what the filters gave: attempts that sent nothing are none."""
+    gave = [
+        b"".join(call.gave for call in attempt if call.name == "request_body_filter")
+        for attempt in attempts(ctx)
+    ]
+    for each in received:
+        body = bytes(each.head.body)
+        fits = [
+            text for text in gave if (text == body if each.head.complete else text.startswith(body))
+        ]
+        if not fits:
+            yield (
+                f"3: request {ctx.number}: the origin got {len(body)} bytes, "
+                f"the filters gave {[len(text) for text in gave]}"
+            )
+
+
+# -- 5: requests ---------------------------------------------------------------------------------
+
+
+def _requests(observed: Observed) -> Iterator[str]:
+    seen = Counter(ctx.number for ctx in observed.contexts)
+    for number, count in seen.items():
+        if number not in observed.asked and number != -1:
+            yield f"5: a callback ran for a request that nobody sent: {number}"
+        if number >= 0 and count > 1:
+            yield f"5: request {number} was handled {count} times"
+    arrived = Counter(each.number for each in observed.received)
+    for number, count in arrived.items():
+        ctx = _context(observed, number)
+        meant = 0
+        if ctx is not None:
+            meant = sum(call.name == "upstream_request_filter" for call in ctx.calls)
+        if count > meant:
+            yield f"5: the origin got request {number} {count} times, it was sent {meant} times"
+        asked = observed.asked.get(number)
+        if asked is not None and count > 1 and asked.request.method not in IDEMPOTENT:
+            yield f"5: the origin got the {asked.request.method} {number} {count} times"
+
+
+# -- 7 and 8: time and memory --------------------------------------------------------------------
+
+
+def time_limit(observed: Observed) -> float:
+    """Return the sum of all timeouts and waits that one exchange may meet."""
+    conf, scenario = CONF, observed.scenario
+    attempt = (
+        conf.pool_wait_timeout + conf.connect_timeout + 2 * conf.write_timeout + conf.read_timeout
+    )
+    waits = conf.header_timeout + 2 * conf.body_timeout + conf.drain_timeout + conf.logging_timeout
+    waits += sum(client.slow for client in scenario.clients)
+    for _, _, request in scenario.requests():
+        waits += request.wait + sum(each.wait + each.after_wait for each in request.answers)
+        waits += (request.blocks * BLOCK / 50 + 100) * 0.2  # latency, piece by piece
+    waits += sum(each.seconds * 100 for each in scenario.filters if each.do == "pause")
+    links = [*scenario.origin_links, *(client.link for client in scenario.clients)]
+    for link in links:
+        for path in (link.out, link.back):
+            waits += path.fault.seconds if path.fault is not None else 0
+    return conf.max_attempts * attempt + waits
+
+
+def _time(observed: Observed) -> Iterator[str]:
+    limit = time_limit(observed)
+    for ctx in observed.contexts:
+        if ctx.ended - ctx.began > limit:
+            yield f"7: request {ctx.number} took {ctx.ended - ctx.began:g} s, {limit:g} is the most"
+
+
+def _memory(observed: Observed) -> Iterator[str]:
+    most = MOST_BUFFERED * len(observed.scenario.clients)
+    if observed.peak > most:
+        yield f"8: {observed.peak} bytes were buffered, {most} is the most"

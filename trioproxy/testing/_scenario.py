@@ -1,0 +1,351 @@
+"""A scenario: everything that clients, origins, links and filters will do, as one frozen value.
+
+It prints as the code that makes it, so that a failing one is its own bug report.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import attrs
+
+from ._network import PLAIN, Fault, Link, Path
+from ._repr import Value
+
+T = TypeVar("T")
+
+
+@attrs.frozen(repr=False)
+class Answer(Value):
+    """What the origin does with a request.
+
+    Attributes:
+      status: Of the response.
+      blocks: Blocks of 16 bytes in its body.
+      framing: ``"length"``, ``"chunked"`` or ``"close"``.
+      trailer: Whether a trailer field follows, where it is chunked.
+      infos: Interim statuses before it.
+      early: Whether it answers before it reads the request's body.
+      wait: Seconds before it answers.
+      cut: The number of bytes of the response after which the origin leaves; None for all.
+      leave: How it leaves, ``"close"`` or ``"reset"``.
+      after: What it does behind the response: ``"keep"`` the connection, ``"close"`` with a word,
+        ``"drop"`` it in silence, send an ``"extra"`` response.
+      after_wait: Seconds before that.
+    """
+
+    status: int = 200
+    blocks: int = 1
+    framing: Literal["length", "chunked", "close"] = "length"
+    trailer: bool = False
+    infos: tuple[int, ...] = ()
+    early: bool = False
+    wait: float = 0.0
+    cut: int | None = None
+    leave: Literal["close", "reset"] = "close"
+    after: Literal["keep", "close", "drop", "extra"] = "keep"
+    after_wait: float = 0.0
+
+
+@attrs.frozen(repr=False)
+class Request(Value):
+    """What a client asks, and what the origin will answer.
+
+    Attributes:
+      method: Of the request.
+      blocks: Blocks of 16 bytes in its body.
+      chunked: How the body is framed.
+      expect: Whether the client waits a second for 100 Continue.
+      old: Whether it speaks HTTP/1.0.
+      wait: Seconds before it asks.
+      stops: The number of bytes of the body after which the client stalls until it gives up.
+      answers: What the origin does at the first attempt, the second, and so on; the last
+        holds for all that follow. Nothing is `Answer()`.
+    """
+
+    method: str = "GET"
+    blocks: int = 0
+    chunked: bool = False
+    expect: bool = False
+    old: bool = False
+    wait: float = 0.0
+    stops: int | None = None
+    answers: tuple[Answer, ...] = ()
+
+
+@attrs.frozen(repr=False)
+class Client(Value):
+    """A client's connection.
+
+    Attributes:
+      requests: What it asks, one after another.
+      start: Seconds before it connects.
+      pipelined: Whether it sends all without waiting for answers.
+      slow: Seconds before it reads each answer.
+      leaves: Seconds after connecting when it leaves whatever happens; None for never.
+      end: How it leaves in the end, ``"close"``, ``"half-close"`` or ``"reset"``.
+      link: Its way to the proxy.
+    """
+
+    requests: tuple[Request, ...] = ()
+    start: float = 0.0
+    pipelined: bool = False
+    slow: float = 0.0
+    leaves: float | None = None
+    end: Literal["close", "half-close", "reset"] = "close"
+    link: Link = PLAIN
+
+
+@attrs.frozen(repr=False)
+class Filter(Value):
+    """What a callback does, besides writing down that it was called.
+
+    Attributes:
+      name: Of the callback.
+      do: ``"pause"``, ``"refuse"`` (with 403), ``"fail"``, ``"grow"`` (a body filter adds bytes),
+        ``"answer"``, ``"keep"`` (answers, and keeps a connection whose request is unread),
+        ``"read"`` (reads the body, then answers), ``"peek"``, ``"retry"``.
+      seconds: Of a pause.
+    """
+
+    name: str = "request_filter"
+    do: Literal["pause", "refuse", "fail", "grow", "answer", "keep", "read", "peek", "retry"] = (
+        "pause"
+    )
+    seconds: float = 0.1
+
+
+@attrs.frozen(repr=False)
+class Stop(Value):
+    """How the server stops before its time.
+
+    Attributes:
+      at: Seconds after the start.
+      kind: ``"drain"`` or ``"cancel"``.
+    """
+
+    at: float = 0.0
+    kind: Literal["drain", "cancel"] = "drain"
+
+
+@attrs.frozen(repr=False)
+class Scenario(Value):
+    """All that happens in a run.
+
+    Attributes:
+      clients: The connections of clients.
+      origin_links: The ways to the origin, by the order of connections; later ones are faultless.
+      connects: What comes of attempts to connect, in order: ``"ok"``, ``"refused"``, ``"hang"``.
+      filters: What callbacks do.
+      per_peer: Connections to the origin at once, None for no limit.
+      pool_size: Idle connections kept.
+      stop: How the server stops, or None.
+      fail_operation: The number of the stream operation of the proxy that fails; 0 for none.
+      seed: Of the order of tasks.
+    """
+
+    clients: tuple[Client, ...] = ()
+    origin_links: tuple[Link, ...] = ()
+    connects: tuple[Literal["ok", "refused", "hang"], ...] = ()
+    filters: tuple[Filter, ...] = ()
+    per_peer: int | None = None
+    pool_size: int = 128
+    stop: Stop | None = None
+    fail_operation: int = 0
+    seed: int = 0
+
+    def requests(self) -> list[tuple[int, int, Request]]:
+        """Return all requests with their numbers and those of their clients."""
+        found: list[tuple[int, int, Request]] = []
+        for client, each in enumerate(self.clients):
+            for request in each.requests:
+                found.append((len(found), client, request))
+        return found
+
+    def script(self) -> str:
+        """Return a program that runs this scenario and checks it."""
+        return f"from trioproxy.testing import *\n\nrun_scenario({self!r}).check()\n"
+
+
+# -- making them up ------------------------------------------------------------------------------
+
+#: Chooses one of some values; the first is the simplest.
+Choose = Callable[[Sequence[Any]], Any]
+
+SIZES = (0, 1, 3, 64, 5000, 20000)
+
+
+def _fault(choose: Choose) -> Fault | None:
+    kind = choose((None, None, None, "reset", "fin", "stall", "silence"))
+    if kind is None:
+        return None
+    seconds = choose((0.5, 3.0, 30.0)) if kind == "stall" else 0.0
+    return Fault(kind, choose((0, 1, 20, 60, 150, 300, 1000, 70000)), seconds)
+
+
+def _path(choose: Choose, *, faults: bool) -> Path:
+    return Path(
+        latency=choose((0.0, 0.0, 0.001, 0.05)),
+        pieces=choose(((), (), (1, 1, 1, 200), (7,), (3, 1000), (40, 4096))),
+        capacity=choose((65536, 65536, 1024, 4096)),
+        fault=_fault(choose) if faults else None,
+    )
+
+
+def _link(choose: Choose) -> Link:
+    kind = choose(("plain", "plain", "odd", "out", "back"))
+    if kind == "plain":
+        return PLAIN
+    return Link(
+        _path(choose, faults=kind == "out"),
+        _path(choose, faults=kind == "back"),
+    )
+
+
+def _answer(choose: Choose) -> Answer:
+    if choose((True, False, True)):
+        return Answer(blocks=choose(SIZES))
+    framing = choose(("length", "chunked", "close"))
+    status = choose((200, 404, 500, 204, 304))
+    return Answer(
+        status=status,
+        blocks=0 if status in (204, 304) else choose(SIZES),
+        framing="length" if status in (204, 304) else framing,
+        trailer=framing == "chunked" and choose((False, True)),
+        infos=choose(((), (), (103,), (103, 103))),
+        early=choose((False, False, True)),
+        wait=choose((0.0, 0.0, 0.1, 3.0, 30.0)),
+        cut=choose((None, None, None, 0, 10, 60, 150, 400, 3000)),
+        leave=choose(("close", "reset")),
+        after=choose(("keep", "keep", "close", "drop", "extra")),
+        after_wait=choose((0.0, 0.01, 1.0)),
+    )
+
+
+def _request(choose: Choose) -> Request:
+    method = choose(("GET", "POST", "PUT", "HEAD", "DELETE"))
+    size = choose(SIZES) if method in ("POST", "PUT") else 0
+    return Request(
+        method=method,
+        blocks=size,
+        chunked=bool(size) and choose((False, True)),
+        expect=bool(size) and choose((False, False, False, True)),
+        old=choose((False,) * 7 + (True,)),
+        wait=choose((0.0, 0.0, 0.0, 0.02, 1.5, 25.0)),
+        stops=choose((None,) * 7 + (10,)) if size else None,
+        answers=tuple(_answer(choose) for _ in range(choose((1, 1, 2)))),
+    )
+
+
+def _client(choose: Choose) -> Client:
+    return Client(
+        requests=tuple(_request(choose) for _ in range(choose((1, 2, 3, 5)))),
+        start=choose((0.0, 0.0, 0.01, 2.0)),
+        pipelined=choose((False, False, True)),
+        slow=choose((0.0, 0.0, 0.0, 0.3)),
+        leaves=choose((None, None, None, 0.0, 0.05, 0.2, 2.0)),
+        end=choose(("close", "close", "half-close", "reset")),
+        link=_link(choose),
+    )
+
+
+ASYNC_FILTERS = (
+    "request_filter",
+    "early_request_filter",
+    "proxy_upstream_filter",
+    "upstream_peer",
+    "connected_to_upstream",
+    "upstream_request_filter",
+    "request_body_filter",
+    "upstream_response_filter",
+    "response_filter",
+    "response_body_filter",
+    "response_trailer_filter",
+    "fail_to_proxy",
+    "logging",
+)
+
+
+def _filter(choose: Choose) -> Filter:
+    do = choose(
+        ("pause", "grow", "retry", "answer", "keep", "read", "peek", "refuse", "fail", "pause")
+    )
+    if do == "grow":
+        return Filter(choose(("request_body_filter", "response_body_filter")), do)
+    if do == "retry":
+        return Filter("fail_to_connect", do)
+    if do in ("answer", "keep", "read", "peek"):
+        return Filter("request_filter", do)
+    name = choose(ASYNC_FILTERS)
+    return Filter(name, do, choose((0.01, 0.5)) if do == "pause" else 0.1)
+
+
+def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
+    """Make a scenario up.
+
+    Args:
+      choose: Chooses among values: ``random.Random(n).choice``, or a draw of Hypothesis's.
+      seed: Of the order of tasks.
+    """
+    stop = choose(("none",) * 6 + ("drain", "cancel"))
+    return Scenario(
+        clients=tuple(_client(choose) for _ in range(choose((1, 1, 2, 3)))),
+        origin_links=tuple(_link(choose) for _ in range(choose((0, 1, 2, 3)))),
+        connects=tuple(
+            choose(("ok", "ok", "refused", "hang")) for _ in range(choose((0, 0, 1, 3)))
+        ),
+        filters=tuple(_filter(choose) for _ in range(choose((0, 0, 1, 2)))),
+        per_peer=choose((None, None, 1, 2)),
+        pool_size=choose((128, 128, 1, 0)),
+        stop=None if stop == "none" else Stop(choose((0.0, 0.05, 1.0, 4.0)), stop),
+        fail_operation=choose((0,) * 6 + (1, 2, 4, 7, 12, 20)),
+        seed=seed,
+    )
+
+
+# -- making them smaller -------------------------------------------------------------------------
+
+
+def _simpler(thing: Any) -> Iterator[Any]:
+    """Give values that are one step simpler than this one."""
+    if isinstance(thing, tuple):
+        for n in range(len(thing)):
+            yield thing[:n] + thing[n + 1 :]
+        for n, each in enumerate(thing):
+            for smaller in _simpler(each):
+                yield (*thing[:n], smaller, *thing[n + 1 :])
+    elif attrs.has(type(thing)):
+        for field in attrs.fields(type(thing)):
+            mine = getattr(thing, field.name)
+            if field.name == "seed":
+                continue
+            if mine != field.default:
+                yield attrs.evolve(thing, **{field.name: field.default})
+            for smaller in _simpler(mine):
+                yield attrs.evolve(thing, **{field.name: smaller})
+    elif type(thing) is int and thing > 1:
+        yield from sorted({1, thing // 2, thing - 1})
+
+
+def shrink(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = 400) -> Scenario:
+    """Return a small scenario that still fails.
+
+    Args:
+      scenario: One that fails.
+      fails: Runs a scenario, and tells whether it fails.
+      most: How many runs to spend.
+    """
+    tried: set[Scenario] = set()
+
+    @functools.wraps(fails)
+    def worth(candidate: Scenario) -> bool:
+        if candidate in tried or not candidate.clients or len(tried) >= most:
+            return False
+        tried.add(candidate)
+        return fails(candidate)
+
+    while (better := next(filter(worth, _simpler(scenario)), None)) is not None:
+        scenario = better
+    return scenario
