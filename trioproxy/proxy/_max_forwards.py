@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .._messages import RequestHeader, ResponseHeader
-from ..codec._h1_write import Framing, encode_request_head
-from ._session import Session
+
+if TYPE_CHECKING:
+    from ._session import Session
 
 METHODS = frozenset({"OPTIONS", "TRACE"})
 # What a TRACE must not show to whoever made it (RFC 9110 section 9.3.8).
@@ -30,10 +33,13 @@ async def answer_as_last(session: Session) -> None:
     if request.method != "TRACE":
         await session.write_response_header(ResponseHeader(200, {"Content-Length": "0"}), True)
         return
-    shown = request.copy()
-    for name in _SENSITIVE:
-        shown.headers.remove(name)
-    body = encode_request_head(shown, Framing.NONE)
+    lines = [b"TRACE %s HTTP/1.1" % request.target]
+    lines += [
+        b"%s: %s" % (raw, value)
+        for name, raw, value in request.headers.fields
+        if name not in _SENSITIVE
+    ]
+    body = b"\r\n".join([*lines, b"", b""])
     fields = {"Content-Type": "message/http", "Content-Length": str(len(body))}
     await session.write_response_header(ResponseHeader(200, fields), False)
     await session.write_response_body(body, True)
