@@ -22,7 +22,7 @@ import socket
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,6 +33,7 @@ import trio
 import trioproxy
 from trioproxy import HttpPeer
 
+from ._connect_server import serve as serve_connect
 from ._gateway import Broken, Gateway
 from ._origin import serve as serve_origin
 
@@ -268,7 +269,7 @@ def examples() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def an_origin() -> Iterator[str]:
+def an_origin(serve: Callable[..., Awaitable[None]] = serve_origin) -> Iterator[str]:
     """Run an origin in a thread, beside a program that has the main thread for itself."""
     started = threading.Event()
     url = ""
@@ -281,7 +282,7 @@ def an_origin() -> Iterator[str]:
         try:
             async with trio.open_nursery() as nursery:
                 scope = nursery.cancel_scope
-                url = await nursery.start(serve_origin, "127.0.0.1:0")
+                url = await nursery.start(serve, "127.0.0.1:0")
                 started.set()
         finally:
             started.set()
@@ -312,6 +313,8 @@ def run_example(name: str, about: str) -> None:
         origins = [stack.enter_context(an_origin())]
         if name == "failover":
             origins.insert(0, stack.enter_context(nobody()))
+        if name == "connect_proxy":
+            origins.append(stack.enter_context(an_origin(serve_connect)))
         with nobody() as url:
             bind = url.removeprefix("http://")
         # What to try: the docstring from its first command on, with the address that is in use.

@@ -148,10 +148,16 @@ def test_the_tables_of_settings_are_those_of_the_server_conf() -> None:
 
 
 def test_the_table_of_peer_options_is_that_of_the_class() -> None:
-    rows = table("limits.rst", "peer-options")
-    assert [plain(row[0]) for row in rows] == [field.name for field in attrs.fields(PeerOptions)]
+    times = table("limits.rst", "peer-options")
+    rows = [*times, *table("pooling.rst", "connect-options")]
+    options = {
+        field.name: shown(field.default) for field in attrs.fields(PeerOptions) if field.init
+    }
+    assert sorted(plain(row[0]) for row in rows) == sorted(options)
     settings = {field.name for field in attrs.fields(ServerConf)}
-    assert {plain(row[1]) for row in rows} <= settings
+    assert {plain(row[1]) for row in times} <= settings | {"no limit"}
+    for row in rows[len(times) :]:
+        assert plain(row[1]) == options[plain(row[0])]
 
 
 def options_of(

@@ -8,10 +8,12 @@ import pytest
 import trio
 
 from examples import __main__ as runner
+from examples._connect_server import serve as serve_connect
 from examples._gateway import Broken
 from examples._origin import serve as serve_origin
 from examples.add_header import AddHeader
 from examples.answer_early import AnswerEarly
+from examples.connect_proxy import Egress, through
 from examples.context_access_log import AccessLog
 from examples.failover import Failover
 from examples.inside_trio_app import Forward
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.socket
 NAMES = [
     "add_header",
     "answer_early",
+    "connect_proxy",
     "context_access_log",
     "failover",
     "inside_trio_app",
@@ -188,6 +191,24 @@ async def test_context_access_log_numbers_requests_and_prints_a_line(
     assert lines[1].endswith(" ms, reused connection")
 
 
+@pytest.mark.parametrize(("credentials", "status"), [("Basic ZGVtbzpkZW1v", 200), ("", 407)])
+async def test_connect_proxy_shows_what_the_proxy_answered(
+    credentials: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with the_origin() as peer, trio.open_nursery() as nursery:
+        proxy = await nursery.start(serve_connect, "127.0.0.1:0")
+        egress = Egress(through(f"http://{peer}", proxy, credentials))
+        async with serving(egress) as running:
+            reply = await ask(running.urls[0], get("/a"))
+            if status == 200:
+                assert (reply.status, reply.fields["x-tunnel"]) == (200, "200")
+                assert reply.body.startswith(b"GET /a\n")
+            else:
+                assert reply.status == 502
+                assert f"{egress.peer}: the proxy answered 407" in capsys.readouterr().err
+        nursery.cancel_scope.cancel()
+
+
 async def test_inside_trio_app_forwards() -> None:
     async with the_origin() as peer, serving(Forward(peer)) as running:
         assert (await ask(running.urls[0], get("/a"))).body.startswith(b"GET /a\n")
@@ -313,6 +334,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "expected_field", "expected_output"),
     [
+        ("connect_proxy", "x-tunnel: 200", "$ curl -i http://127.0.0.1:"),
         ("context_access_log", "x-request-id: 1", "GET /hello -> 200"),
         ("failover", "x-attempts: 2", "$ curl -i http://127.0.0.1:"),
         ("inside_trio_app", "Server: origin", "the program goes on without it\n"),

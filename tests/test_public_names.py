@@ -32,7 +32,7 @@ NAMES = [
     "backoff",
     "__version__",
 ]
-SUB_PACKAGES = {"cache", "modules", "testing", "balance", "limits", "metrics", "server"}
+SUB_PACKAGES = {"cache", "modules", "testing", "balance", "limits", "metrics", "server", "peers"}
 DOCUMENTED = [name for name in NAMES if name != "__version__"]
 
 

@@ -224,7 +224,7 @@ async def test_a_name_that_is_not_found_is_a_connect_error(
 async def test_an_unanswered_connect_times_out(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async def silent(address: Address, errors: list[str], causes: list[OSError]) -> None:
+    async def silent(*_args: object) -> None:
         await trio.sleep_forever()
 
     monkeypatch.setattr(_connect, "_try", silent)
@@ -256,7 +256,7 @@ class Race:
         self.cancelled: list[int] = []
 
     async def attempt(
-        self, address: Address, errors: list[str], causes: list[OSError]
+        self, address: Address, errors: list[str], causes: list[OSError], _options: object = None
     ) -> socket.socket | None:
         key = address[1]
         self.started.append((key, trio.current_time()))
@@ -314,7 +314,7 @@ async def test_a_race_that_is_cancelled_after_it_was_won_leaves_no_socket(
     race = Race({1: (1, True), 2: (0, True)})
 
     async def attempt(
-        address: Address, errors: list[str], causes: list[OSError]
+        address: Address, errors: list[str], causes: list[OSError], _options: object = None
     ) -> socket.socket | None:
         if address[1] == 2:  # is still busy when the race has been won
             with trio.CancelScope(shield=True):

@@ -44,6 +44,7 @@ async def test_a_peers_timeout_goes_before_the_servers(
         "path": None,
         "connect_timeout": expected,
         "dns_timeout": 3,
+        "options": None,
     }
 
 

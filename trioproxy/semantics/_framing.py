@@ -72,6 +72,8 @@ class HeadLimits:
       max_target_bytes: The size of a request target.
       refuse_underscores: Refuse every field name with an underscore.
       allow_trace: Take TRACE requests.
+      allow_invalid_length: Let a response with a repeated or malformed Content-Length end with its
+        connection.
     """
 
     max_bytes: int = 65536
@@ -79,6 +81,7 @@ class HeadLimits:
     max_target_bytes: int = 16384
     refuse_underscores: bool = False
     allow_trace: bool = False
+    allow_invalid_length: bool = False
 
 
 def _bad(text: str) -> MessageRefused:
@@ -389,11 +392,15 @@ def check_response(
             facts.poisoned = True
             fields = [field for field in fields if field[0] != b"content-length"]
     elif lengths:
-        if len(lengths) > 1 or (number := parse_length(lengths[0])) is None:
-            raise MessageRefused(502, "the response has a malformed Content-Length")
+        number = parse_length(lengths[0]) if len(lengths) == 1 else None
+        if number is None:
+            if not limits.allow_invalid_length:
+                raise MessageRefused(502, "the response has a malformed Content-Length")
+            facts.poisoned = True
+            fields = [field for field in fields if field[0] != b"content-length"]
         facts.content_length = number
         text = lengths[0]
-        if len(text) > 1 and text[0] == 48:
+        if number is not None and len(text) > 1 and text[0] == 48:
             fields = [
                 (name, raw, b"%d" % number) if name == b"content-length" else (name, raw, value)
                 for name, raw, value in fields

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import trio
 
 from .._errors import ErrorType, ProxyError
+from .._info import TcpInfo
 
 #: Parts that are together smaller than this are joined for one plain send.
 SMALL = 16384
 #: More parts than this are joined whatever their size: the kernel takes 1,024 in one call.
 MANY = 64
 SLICE = 65536
+# The part of Linux's struct tcp_info that every kernel has: 8 bytes, then 24 numbers.
+_TCP_INFO = struct.Struct("=8B24I")
 
 
 class ByteStream(ABC):
@@ -65,6 +70,10 @@ class ByteStream(ABC):
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 where there is none."""
         return -1
+
+    def tcp_info(self) -> TcpInfo | None:
+        """Return what the kernel knows of the connection, None where there is nothing to know."""
+        return None
 
 
 class SocketStream(ByteStream):
@@ -183,6 +192,27 @@ class SocketStream(ByteStream):
     def fileno(self) -> int:
         """Return the descriptor."""
         return -1 if self._closed else self._sock.fileno()
+
+    def tcp_info(self) -> TcpInfo | None:
+        """Return what the kernel knows; see `ByteStream.tcp_info`."""
+        if self._closed or sys.platform != "linux":
+            return None
+        try:
+            raw = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            values = _TCP_INFO.unpack(raw)
+        except (OSError, struct.error):  # a unix socket, or a kernel that knows less
+            return None
+        micro = 1e-6
+        return TcpInfo(
+            state=values[0],
+            rtt=values[23] * micro,
+            rtt_var=values[24] * micro,
+            snd_mss=values[10],
+            snd_cwnd=values[26],
+            unacked=values[12],
+            lost=values[14],
+            retransmits=values[31],
+        )
 
 
 class StreamAdapter(ByteStream):
