@@ -21,7 +21,7 @@ from tests._support.recording import (
     open_gateway,
     post,
 )
-from trioproxy import ErrorType, Headers, ProxyError, ResponseHeader, Session
+from trioproxy import ErrorType, Headers, ProxyError, RequestHeader, ResponseHeader, Session
 
 Act = Callable[[Session], Awaitable[None]]
 
@@ -675,3 +675,34 @@ async def test_what_a_filter_reads_of_the_body_is_the_raw_body(autojump_clock: M
 
     assert recorder.pieces("request_body_filter") == [(b"up", True)]
     assert got[0].body == b"up"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_trait_tells_the_origin_who_asks(trusted: bool, autojump_clock: object) -> None:
+    async def tell(session: Session, request: RequestHeader, _ctx: object) -> None:
+        session.set_forwarding_fields(request, trusted=trusted, via="me", forwarded=True)
+
+    got: list[Message] = []
+    proxy = Recorder(hooks={"upstream_request_filter": tell})
+    request = (
+        GET[:-2] + b"X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nVia: 1.0 you\r\n\r\n"
+    )
+    async with open_gateway(proxy, keeps(got)) as gateway:
+        await gateway.exchange(request)
+    (sent,) = got
+    before = "1.2.3.4, " if trusted else ""
+    assert sent.get("x-forwarded-for") == f"{before}198.51.100.1"
+    assert sent.get("x-forwarded-proto") == "http"
+    assert sent.get("x-forwarded-host") == "site.test"
+    before = "for=1.2.3.4, " if trusted else ""
+    assert sent.get("forwarded") == f'{before}for=198.51.100.1;proto=http;host="site.test"'
+    assert sent.get("via") == "1.0 you, 1.1 me"
+
+
+async def test_an_old_client_without_host_becomes_a_request_with_one(
+    autojump_clock: object,
+) -> None:
+    got: list[Message] = []
+    async with open_gateway(Recorder(), keeps(got)) as gateway:
+        await gateway.exchange(b"GET / HTTP/1.0\r\n\r\n")
+    assert got[0].get("host") == "origin.test"

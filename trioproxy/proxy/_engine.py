@@ -298,6 +298,9 @@ class Engine:
                 ctx,
             )
         request = to_upstream(session.req_header())
+        if request.version == "HTTP/1.0" and b"host" not in request.headers:
+            # What goes on is HTTP/1.1, which needs one (RFC 9112 section 3.2).
+            request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
         if filters.upstream_request_filter is not None:

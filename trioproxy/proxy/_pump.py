@@ -369,9 +369,7 @@ async def filter_chunk(
     return out
 
 
-async def _delayed(
-    session: Session, out: list[ResponseEvent], seconds: Any
-) -> list[ResponseEvent]:
+async def _delayed(session: Session, out: list[ResponseEvent], seconds: Any) -> list[ResponseEvent]:
     if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
         raise ValueError(f"{session.phase} returned {seconds!r}: seconds, 0 or more, are right")
     if out:

@@ -20,6 +20,7 @@ from .._messages import (
     Trailers,
 )
 from ..codec._h1_write import Framing, encode_request_head
+from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ._body import RequestBody
 
 if TYPE_CHECKING:
@@ -368,6 +369,37 @@ class Session:
     def upstream_write_pending_time(self) -> float:
         """Return the seconds that the last attempt was parked in writing to the origin."""
         return self.upstream.write_pending_time if self.upstream is not None else 0.0
+
+    def set_forwarding_fields(
+        self,
+        upstream_request: RequestHeader,
+        *,
+        trusted: bool = False,
+        via: str | None = None,
+        forwarded: bool = False,
+    ) -> None:
+        """Tell the origin who asks, in a request that `upstream_request_filter` has in hand.
+
+        Sets X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host anew; the engine by itself adds
+        none of them, and drops none that the client sent.
+
+        Args:
+          upstream_request: The request that goes to the origin.
+          trusted: Believe what the client sent of these fields, and append to it.
+          via: Append this name to Via (RFC 9110 section 7.6.3).
+          forwarded: Append an element to Forwarded (RFC 7239) as well; where the client is not
+            trusted, what it sent of that field is dropped.
+        """
+        request = self._request
+        headers = upstream_request.headers
+        client, host = self.client_addr(), request.authority
+        set_forwarded(headers, client=client, proto=request.scheme, host=host, trusted=trusted)
+        if forwarded:
+            if not trusted:
+                headers.remove(b"forwarded")
+            append_forwarded(headers, client=client, proto=request.scheme, host=host)
+        if via is not None:
+            append_via(headers, request.version, via)
 
     # -- knobs -----------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from .._messages import RequestHeader
 from .._peer import HttpPeer
 from ..proxy._filters import FailToProxy, ProxyHttp
 from ..proxy._session import Session
-from ..semantics._forwarding import append_via, set_forwarded
 
 _TIMEOUTS = frozenset(
     {
@@ -83,18 +82,9 @@ class Reverse(ProxyHttp[Turn]):
         self, session: Session, upstream_request: RequestHeader, ctx: Turn
     ) -> None:
         """Set the forwarding fields, append Via, rewrite Host where asked to."""
-        headers = upstream_request.headers
-        request = session.req_header()
-        set_forwarded(
-            headers,
-            client=session.client_addr(),
-            proto=request.scheme,
-            host=request.authority,
-        )
-        append_via(headers, request.version, self.pseudonym)
-        # HTTP/1.0 clients may leave Host out; what goes on is HTTP/1.1, which needs one.
-        if self.rewrite_host or not request.authority:
-            headers.set(b"Host", self.peers[ctx.index].authority)
+        session.set_forwarding_fields(upstream_request, via=self.pseudonym)
+        if self.rewrite_host:
+            upstream_request.headers.set(b"Host", self.peers[ctx.index].authority)
 
     async def fail_to_proxy(self, session: Session, e: ProxyError, ctx: Turn) -> FailToProxy:
         """Answer 504 for an origin's timeout, 502 for its other errors, with a short text."""
