@@ -9,6 +9,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests._support.faulty import RESET, Resetting
 from tests._support.recording import (
     GET,
     OK,
@@ -29,12 +30,10 @@ from trioproxy import (
     ErrorSource,
     ErrorType,
     HttpPeer,
-    ProxyError,
     ProxyHttp,
     ServerConf,
     Session,
 )
-from trioproxy.transport._byte_stream import StreamAdapter
 
 NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 STOLEN = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen"
@@ -466,19 +465,8 @@ async def test_u1_11_a_body_until_close_ends_well_by_the_end_of_input(
     assert proxy.pieces("response_body_filter")[-1] == (None, True)
 
 
-class Resetting(StreamAdapter):
-    """A transport on which the word RESET stands for a reset by the other party."""
-
-    async def receive_some(self, max_bytes: int = 65536) -> bytes:
-        data = await super().receive_some(max_bytes)
-        if data == b"RESET":
-            self.close_now()
-            raise ProxyError.explain(ErrorType.ReadError, "reset by peer")
-        return data
-
-
 async def test_u1_11_a_body_until_close_that_is_reset_is_cut(autojump_clock: MockClock) -> None:
-    origin = in_pieces(b"HTTP/1.1 200 OK\r\n\r\nhel", b"RESET")
+    origin = in_pieces(b"HTTP/1.1 200 OK\r\n\r\nhel", RESET)
     proxy = Recorder()
     async with open_gateway(proxy, origin, adapt=Resetting) as gateway:
         assert (await cut(gateway)).body == b"hel"

@@ -225,12 +225,13 @@ class Engine:
         """Try until an attempt succeeds or its error is not to be retried."""
         fresh = False
         error: ProxyError | None = None
-        for _ in range(self._conf.max_attempts):
+        for left in reversed(range(self._conf.max_attempts)):
             error = await self._attempt(session, ctx, nursery, fresh=fresh)
             if error is None:
                 return None
             if (
-                session.response_started()
+                not left
+                or session.response_started()
                 or session.retry_buffer_truncated()
                 or not error.will_retry()
             ):
