@@ -111,7 +111,8 @@ class ServerConf:
       max_response_header_fields: Fields of a response head.
       max_attempts: Attempts in all for one request, at least 1.
       keepalive_request_limit: Requests that one client connection may carry; None for no limit.
-      max_connections: Client connections at once; None for no limit.
+      max_connections: Client connections at once, at least 1; None takes 10,000, or 40 % of the
+        files that the process may have open where that is less.
       max_sessions: Requests in flight at once.
       pool_size_per_peer: Idle upstream connections kept of one peer.
       max_connections_per_peer: Upstream connections to one peer at once; who wants one more waits
@@ -150,7 +151,7 @@ class ServerConf:
     max_response_header_fields: int = attrs.field(default=256, validator=_count(1))
     max_attempts: int = attrs.field(default=16, validator=_count(1))
     keepalive_request_limit: int | None = attrs.field(default=None, validator=_optional_positive)
-    max_connections: int | None = attrs.field(default=None, validator=_optional_count)
+    max_connections: int | None = attrs.field(default=None, validator=_optional_positive)
     max_sessions: int = attrs.field(default=10000, validator=_count(1))
     pool_size_per_peer: int = attrs.field(default=128, validator=_count(0))
     max_connections_per_peer: int | None = attrs.field(default=None, validator=_optional_positive)

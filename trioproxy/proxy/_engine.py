@@ -50,6 +50,7 @@ class Services:
     draining: bool = False
     sessions: int = 0
     sessions_total: int = 0
+    sessions_shed: int = 0
     retries: int = 0
 
     def summary(self, session: Session) -> str:
@@ -404,6 +405,7 @@ class Engine:
 
     async def _shed(self, session: Session) -> None:
         """Refuse a session beyond the limit (row R-05)."""
+        self._services.sessions_shed += 1
         self._services.log.warning("max_sessions (%d) reached", self._conf.max_sessions)
         body = b"503 Service Unavailable: the proxy has no capacity left, try again later\n"
         head = ResponseHeader(

@@ -15,6 +15,7 @@ from .._errors import ErrorType, ProxyError
 from .._util import unwrap
 from ..proxy._filters import ProxyHttp
 from ._access_log import LOGGER
+from ._descriptors import raise_descriptor_limit
 from ._serve import Running, serve
 
 log = logging.getLogger("trioproxy")
@@ -42,7 +43,7 @@ def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None =
     """
     conf = ServerConf() if conf is None else conf
     set_up_logging(conf)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     try:
         code = trio.run(_main, proxy, binds, conf)
     except BaseExceptionGroup as exc:
@@ -64,20 +65,6 @@ def set_up_logging(conf: ServerConf) -> None:
         access.addHandler(handler)
         access.setLevel(logging.INFO)
         access.propagate = False
-
-
-def _raise_descriptor_limit() -> None:
-    """Lift the soft limit of open files to the hard one, where there is such a thing."""
-    try:
-        import resource
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            log.debug("the limit of open files stays at %d", soft)
 
 
 def say(text: str) -> None:

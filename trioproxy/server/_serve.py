@@ -14,6 +14,7 @@ Stopping walks the tree from the outside in: stop accepting, close what is idle,
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any
 
 import attrs
@@ -35,6 +36,7 @@ from ..transport._listen import Acceptor, open_listeners
 from ..upstream._connector import Connector, SocketConnector
 from ..upstream._pool import Pool, PoolStatistics
 from ._access_log import AccessLog
+from ._descriptors import default_max_connections
 
 log = logging.getLogger("trioproxy")
 
@@ -54,6 +56,9 @@ class Statistics:
       sessions: Requests in flight.
       sessions_total: Requests that reached the proxy object since the start.
       refused: Requests answered before any callback, for bad syntax or a limit.
+      refusals: The same by status, as pairs of status and number.
+      sessions_shed: Requests answered 503 as ``max_sessions`` were in flight.
+      connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
       accept_errors: Times that accepting failed for want of descriptors or memory.
       pool: The upstream connections.
@@ -64,6 +69,9 @@ class Statistics:
     sessions: int
     sessions_total: int
     refused: int
+    refusals: tuple[tuple[int, int], ...]
+    sessions_shed: int
+    connection_limit_hits: int
     retries: int
     accept_errors: int
     pool: PoolStatistics
@@ -132,7 +140,10 @@ class _Server:
         self.serving = trio.CancelScope()
         self.connections: set[H1ServerConnection] = set()
         self.connections_total = 0
-        self.refused = 0
+        self.refused: Counter[int] = Counter()
+        limit = conf.max_connections
+        self.most = default_max_connections() if limit is None else limit
+        self.connection_limit_hits = 0
         self.accept_errors = 0
         #: Where accept loops and `drain` wait for a connection to end.
         self.ended = trio.lowlevel.ParkingLot()
@@ -144,7 +155,10 @@ class _Server:
             connections_total=self.connections_total,
             sessions=services.sessions,
             sessions_total=services.sessions_total,
-            refused=self.refused,
+            refused=self.refused.total(),
+            refusals=tuple(sorted(self.refused.items())),
+            sessions_shed=services.sessions_shed,
+            connection_limit_hits=self.connection_limit_hits,
             retries=services.retries,
             accept_errors=self.accept_errors,
             pool=self.pool.statistics(),
@@ -155,9 +169,10 @@ class _Server:
     async def accept(self, listening: Acceptor, nursery: trio.Nursery) -> None:
         """Accept for ever; want of descriptors backs off, nothing else gets in the way (R-06)."""
         logged = -ACCEPT_LOG_INTERVAL
-        most = self.conf.max_connections
+        most = self.most
         while True:
-            while most is not None and len(self.connections) >= most:
+            while len(self.connections) >= most:
+                self.connection_limit_hits += 1
                 await self.ended.park()
             try:
                 transport, info = await listening.accept()
@@ -198,7 +213,7 @@ class _Server:
             self.ended.unpark_all()
 
     def on_refused(self, info: ConnectionInfo, status: int, reason: str) -> None:
-        self.refused += 1
+        self.refused[status] += 1
         log.info("refused a request from %s: %d %s", info.peer, status, reason)
         if self.access_log is not None:
             self.access_log.write(
