@@ -491,7 +491,7 @@ async def raw_exchange(
         proxy=proxy,
         seconds=seconds,
         after_end=after_end,
-        refused=server.refused,
+        refused=server.statistics().refused,
     )
 
 

@@ -336,7 +336,7 @@ async def test_h1_14_malformed_request_lines(cut: str, autojump_clock: MockClock
         b"M" * 20000 + b" / HTTP/1.1",
         b"HTTP/1.1 200 OK",
     ):
-        await refuse(head(start=start), cut if len(start) < 1000 else "sevens")
+        await refuse(head(start=start), cut if len(start) < 1000 else "line ends")
 
 
 @cuts

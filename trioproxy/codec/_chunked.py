@@ -174,7 +174,10 @@ class ChunkedDecoder:
             return False
         self._trailer_bytes += before - len(buffer)
         if not line:
-            fields = [field for field in self._fields if field[0] not in self._nominated]
+            fields = self._fields
+            if fields and self._nominated:
+                nominated = frozenset(self._nominated)
+                fields = [field for field in fields if field[0] not in nominated]
             if fields:
                 events.append(Trailers(Headers.trusted(fields)))
             events.append(END)

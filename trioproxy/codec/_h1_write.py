@@ -68,8 +68,8 @@ def declared_length(headers: Headers) -> int | None:
     text: bytes | None = None
     for name, _, value in headers.fields:
         if name == b"content-length":
-            if text is not None and text != value:
-                raise ValueError("Content-Length is set twice, to different values")
+            if text is not None:
+                raise ValueError("Content-Length is set twice")
             text = value
     if text is None:
         return None
