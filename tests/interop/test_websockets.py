@@ -102,11 +102,11 @@ async def test_close_codes_go_both_ways() -> None:
 
 async def test_a_side_that_is_killed_is_noticed_by_the_other_soon() -> None:
     def talk(url: str, echo: Echo) -> None:
-        client = connect(url)
-        client.send("hello")
-        assert client.recv() == "hello"
-        client.socket.shutdown(socket.SHUT_RDWR)
-        assert echo.ended.wait(2), "the origin did not notice that the client was gone"
+        with connect(url) as client:
+            client.send("hello")
+            assert client.recv() == "hello"
+            client.socket.shutdown(socket.SHUT_RDWR)
+            assert echo.ended.wait(2), "the origin did not notice that the client was gone"
         with connect(url) as client:
             client.send("hello")
             assert client.recv() == "hello"

@@ -122,6 +122,12 @@ async def test_r_07_a_session_whose_reader_stopped_holds_little(upgrade: bool) -
                 assert taken < 64 * MIB
 
 
+async def knock(url: str) -> None:
+    """Connect until nobody listens any more."""
+    while True:
+        await (await connect(url)).aclose()
+
+
 async def test_s_07_downloads_in_flight_end_whole_when_the_program_is_told_to_stop() -> None:
     count, size = 100, 300_000
     block = bytes(size)
@@ -161,8 +167,7 @@ async def test_s_07_downloads_in_flight_end_whole_when_the_program_is_told_to_st
                 program.process.send_signal(signal.SIGTERM)
                 await program.until("stopping")
                 with pytest.raises(OSError, match="all attempts to connect"):
-                    while True:  # until the listener is closed
-                        await (await connect(bind)).aclose()
+                    await knock(bind)
                 go.set()
             assert whole == count
             assert await program.ends() == 0
