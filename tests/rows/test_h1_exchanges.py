@@ -155,7 +155,6 @@ async def test_h1_21_pipelined_requests_are_handled_in_order(
 BAD_SECOND = (
     (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
     (b"GARBAGE\r\n\r\n", 400),
-    (b"\x16\x03\x01\x00", 400),
     (b"\n\n", 400),
     (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
     (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 405),
@@ -419,7 +418,8 @@ async def test_h1_29_no_content_where_there_must_be_none(
                 answers = read_messages(outcome.response, to_heads=iter([method == b"HEAD"]))
                 for answer in answers:
                     assert answer.body == b"", response
-                    assert answer.all(b"transfer-encoding") == [], response
+                    kept = method == b"HEAD" and b"chunked" in response and version == b"1.1"
+                    assert answer.all(b"transfer-encoding") == [b"chunked"] * kept, response
                 assert answers[-1].all(b"content-length") == ([length] if length else []), response
                 if len(answers) > 1:
                     assert answers[0].all(b"content-length") == [], response

@@ -10,7 +10,13 @@ from __future__ import annotations
 import re
 
 from .._messages import END, Data, RequestEvent, ResponseEvent, ResponseHeader
-from ..semantics._framing import MAX_METHOD, MessageRefused, check_request, check_response
+from ..semantics._framing import (
+    MAX_METHOD,
+    MessageRefused,
+    check_request,
+    check_response,
+    parse_length,
+)
 from ..semantics._framing import HeadLimits as HeadLimits
 from ._chunked import ChunkedDecoder
 from ._h1_codec import H11, H1Codec
@@ -23,6 +29,7 @@ _FINE = bytes(set(range(256)) - set(range(32)) - {0x7F} | set(b"\t\r\n"))
 # Bare LF, bare CR, controls other than HTAB; slow, so that only incomplete heads meet it.
 _BAD_PARTIAL = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BLANK_BEFORE_COLON = re.compile(rb"(\r\n[^:\r\n \t]+)[ \t]+:")
+_LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*)", re.IGNORECASE)
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
 
 
@@ -54,6 +61,12 @@ def _clean(block: bytes) -> bool:
         and block.count(b"\r") == lines
         and not block.translate(None, _FINE)
     )
+
+
+def _bad_length(block: bytes) -> bool:
+    """Tell whether a head has a Content-Length that says nothing."""
+    found = _LENGTH.findall(block)
+    return len(found) > 1 or (len(found) == 1 and parse_length(found[0].strip(b" \t")) is None)
 
 
 class _Reader:
@@ -302,7 +315,7 @@ class RequestReader(_Reader):
         limit = self._limits.max_target_bytes
         if not self._scanned:
             if buffer[0] == 0x16:
-                raise MessageRefused(400, "a TLS handshake on a cleartext port")
+                raise MessageRefused(400, "a TLS handshake on a cleartext port", silent=True)
             if buffer[0] in b" \t":
                 raise MessageRefused(400, "malformed request line")
         end = buffer.find(b"\r\n", max(0, self._scanned - 1))
@@ -463,10 +476,15 @@ class ResponseReader(_Reader):
             block = _unfold(block)
         if block.count(b"\r\n") - 2 > self._limits.max_fields:
             raise MessageRefused(502, "the response has too many header fields")
+        without_length = self._limits.allow_invalid_length and _bad_length(block)
+        if without_length:
+            block = _LENGTH.sub(b"", block)
         status, reason, version, fields = self._codec.parse_response_head(block)
         head = check_response(status, reason, version, fields, self._limits, self._method)
         facts = head.facts
         assert facts is not None
+        if without_length:
+            facts.poisoned = True
         if status < 200:
             if status == 101:
                 self._switch(head)

@@ -97,7 +97,12 @@ def encode_request_head(head: RequestHeader, framing: Framing) -> bytes:
 
 
 def encode_response_head(
-    head: ResponseHeader, framing: Framing, *, date: bytes | None, connection: bytes | None
+    head: ResponseHeader,
+    framing: Framing,
+    *,
+    date: bytes | None,
+    connection: bytes | None,
+    coding: bool = False,
 ) -> bytes:
     """Write a response head.
 
@@ -106,6 +111,7 @@ def encode_response_head(
       framing: As in `encode_request_head`; `Framing.CLOSE` drops Content-Length as well.
       date: The Date to add where the head has none (RFC 9110 section 6.6.1), or None.
       connection: The value of Connection, or None for no such field (1xx).
+      coding: Say that the content is chunked, which an answer to HEAD may although it has none.
     """
     status = head.status
     reason = head.reason
@@ -118,7 +124,7 @@ def encode_response_head(
     parts = [line, *_fields(head.headers, drop)]
     if date is not None and b"date" not in [field[0] for field in head.headers.fields]:
         parts.append(b"Date: %s\r\n" % date)
-    if framing is Framing.CHUNKED:
+    if coding or framing is Framing.CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     if framing is Framing.TUNNEL:
         parts.append(

@@ -54,10 +54,12 @@ class MessageRefused(Exception):
     Attributes:
       status: What to answer (502 where it was a response).
       text: A short sentence for people; it never holds bytes of the message.
+      silent: Whether to close without an answer, which nobody would understand.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, *, silent: bool = False) -> None:
         super().__init__(text)
+        self.silent = silent
         self.status = status
         self.text = text
 
@@ -73,7 +75,7 @@ class HeadLimits:
       refuse_underscores: Refuse every field name with an underscore.
       allow_trace: Take TRACE requests.
       allow_invalid_length: Let a response with a repeated or malformed Content-Length end with its
-        connection.
+        connection: its reader leaves the field out.
     """
 
     max_bytes: int = 65536
@@ -392,15 +394,11 @@ def check_response(
             facts.poisoned = True
             fields = [field for field in fields if field[0] != b"content-length"]
     elif lengths:
-        number = parse_length(lengths[0]) if len(lengths) == 1 else None
-        if number is None:
-            if not limits.allow_invalid_length:
-                raise MessageRefused(502, "the response has a malformed Content-Length")
-            facts.poisoned = True
-            fields = [field for field in fields if field[0] != b"content-length"]
+        if len(lengths) > 1 or (number := parse_length(lengths[0])) is None:
+            raise MessageRefused(502, "the response has a malformed Content-Length")
         facts.content_length = number
         text = lengths[0]
-        if number is not None and len(text) > 1 and text[0] == 48:
+        if len(text) > 1 and text[0] == 48:
             fields = [
                 (name, raw, b"%d" % number) if name == b"content-length" else (name, raw, value)
                 for name, raw, value in fields

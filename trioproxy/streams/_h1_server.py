@@ -304,6 +304,8 @@ class H1ServerConnection:
     async def _refuse(self, refusal: MessageRefused) -> bool:
         """Answer a request that no session will see; True when the answer went out."""
         self._on_refused(self.info, refusal.status, str(refusal))
+        if refusal.silent:
+            return False
         body = (str(refusal.text) + "\n").encode("latin-1", "replace")
         head = (
             b"HTTP/1.1 %d %s\r\nServer: %s\r\nDate: %s\r\nContent-Type: text/plain\r\n"

@@ -203,6 +203,13 @@ class MessageWriter:
                         framing,
                         date=http_date(),
                         connection=b"close" if framing is Framing.CLOSE else connection,
+                        # What a GET would have got (RFC 9112 section 6.1); 204 has none.
+                        coding=framing is Framing.NONE
+                        and length is None
+                        and status != 204
+                        and not old_client
+                        and head.facts is not None
+                        and head.facts.chunked,
                     )
                 )
             elif kind is Trailers:
