@@ -110,13 +110,17 @@ class Engine:
                 async with trio.open_nursery() as nursery:
                     early = self._filters.early_request_filter
                     stream.watch(nursery.cancel_scope, half_close=early is None)
-                    session.error = await self._run_in_time(session, ctx, nursery)
+                    if self._conf.request_timeout != math.inf:
+                        nursery.cancel_scope.deadline = session.started + self._conf.request_timeout
+                    session.error = await self._run(session, ctx, nursery)
                     stream.unwatch()
                 left = nursery.cancel_scope.cancelled_caught
             except Exception as exc:  # a callback's group that mixed errors with Cancelled
                 session.error = as_proxy_error(exc, session)
                 left = True
-            if left:
+            if left and session.error is None and stream.departure is None:
+                await self._out_of_time(session, ctx)
+            elif left:
                 await self._client_left(session, ctx)
             over = True
             await self._log(session, ctx)
@@ -131,21 +135,11 @@ class Engine:
                 services.on_record(self._record(session))
             await stream.aclose()
 
-    async def _run_in_time(
-        self, session: Session, ctx: Any, nursery: trio.Nursery
-    ) -> ProxyError | None:
-        """Run every phase within ``request_timeout``, where there is one (row T-08)."""
+    async def _out_of_time(self, session: Session, ctx: Any) -> None:
+        """End what ``request_timeout`` has cancelled: 504 where nothing was sent, else a cut (T-08)."""
+        stream = session.downstream_session
+        stream.keepalive = None
         seconds = self._conf.request_timeout
-        if seconds == math.inf:
-            return await self._run(session, ctx, nursery)
-        with trio.move_on_at(session.started + seconds) as session.deadline:
-            async with trio.open_nursery() as inner:
-                return await self._run(session, ctx, inner)
-        return await self._out_of_time(session, ctx, seconds)
-
-    async def _out_of_time(self, session: Session, ctx: Any, seconds: float) -> ProxyError:
-        """Answer 504 where nothing was sent, else cut what was."""
-        session.downstream_session.keepalive = None
         error = ProxyError.because(
             ErrorType.HTTPStatus(504),
             f"the request took longer than request_timeout ({seconds:g} s)",
@@ -155,8 +149,14 @@ class Engine:
             peer, reused = session.held
             session.held = None
             error = self._call_error_while_proxy(session, ctx, peer, error, reused)
-        await self._fail(session, ctx, error, before_upstream=False)
-        return error
+        session.error = error
+        with trio.CancelScope() as scope:
+            stream.watch(scope)
+            if session.failed:  # its answer is what took too long
+                await self._answer_plainly(session, 504)
+            else:
+                await self._fail(session, ctx, error, before_upstream=False)
+        stream.unwatch()
 
     # -- before the upstream ---------------------------------------------------------------------
 
@@ -311,8 +311,8 @@ class Engine:
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
         first = await run_exchange(exchange, nursery)
         if first is not None:
-            if session.deadline is not None:
-                session.deadline.deadline = math.inf  # a tunnel has limits of its own (row T-05)
+            # A tunnel has limits of its own (row T-05).
+            nursery.cancel_scope.deadline = math.inf
             await run_tunnel(exchange, nursery, first)
 
     def _connect_failed(

@@ -59,7 +59,6 @@ class Session:
         "_request",
         "_response",
         "_services",
-        "deadline",
         "downstream_session",
         "error",
         "failed",
@@ -90,8 +89,6 @@ class Session:
         self._continue_sent = False
         self._ignore_info = False
         self.started = trio.current_time()
-        #: The scope of ``request_timeout``, where there is one.
-        self.deadline: trio.CancelScope | None = None
         self.phase = ""
         self.error: ProxyError | None = None
         #: Whether `fail_to_proxy` has been called.
