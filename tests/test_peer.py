@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import pytest
 
-from trioproxy import HttpPeer, PeerOptions
+from trioproxy import Digest, HttpPeer, PeerOptions
+from trioproxy.peers import BindTo, Proxy, TcpKeepalive
 
 
 @pytest.mark.parametrize(
@@ -141,25 +143,229 @@ def test_a_changed_copy_gets_its_own_key_and_name() -> None:
         peer.host = "c"  # type: ignore[misc]  # the mistake under test
 
 
-NAMES = ["connection_timeout", "read_timeout", "write_timeout", "idle_timeout"]
+def _options(name: str, value: Any) -> PeerOptions:
+    options: dict[str, Any] = {name: value}
+    return PeerOptions(**options)
+
+
+NAMES = [
+    "connection_timeout",
+    "total_connection_timeout",
+    "read_timeout",
+    "write_timeout",
+    "idle_timeout",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_timeout_is_the_servers_or_seconds_or_none_at_all(name: str) -> None:
     assert getattr(PeerOptions(), name) is None
     for value in (None, 0.5, 3, math.inf):
-        assert getattr(PeerOptions(**{name: value}), name) == value
+        assert getattr(_options(name, value), name) == value
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bad", [-1, math.nan, "5", True])
 def test_a_timeout_that_is_none_is_refused_with_what_is_right(name: str, bad: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}=.* math.inf means no limit"):
-        PeerOptions(**{name: bad})
+        _options(name, bad)
 
 
 def test_zero_disables_pooling_and_is_no_other_timeout() -> None:
     assert PeerOptions(idle_timeout=0).idle_timeout == 0
     for name in NAMES[:-1]:
         with pytest.raises(ValueError, match=f"{name}=0: seconds above 0 are right"):
-            PeerOptions(**{name: 0})
+            _options(name, 0)
+
+
+# -- how to connect --------------------------------------------------------------------------------
+
+
+class L4:
+    async def connect(self, address: object) -> Any:
+        raise NotImplementedError
+
+
+class Trace:
+    def on_connected(self, digest: Digest) -> None:
+        raise NotImplementedError
+
+    def on_disconnected(self, digest: Digest) -> None:
+        raise NotImplementedError
+
+
+L4_ONE, L4_TWO = L4(), L4()
+VIA = Proxy("p", 3128)
+
+SHAPING: list[dict[str, Any]] = [
+    {},
+    {"bind_to": BindTo("127.0.0.1")},
+    {"bind_to": "127.0.0.2"},
+    {"bind_to": BindTo("127.0.0.1", (1, 2))},
+    {"bind_to": BindTo("127.0.0.1", (1, 2), True)},
+    {"tcp_keepalive": TcpKeepalive()},
+    {"tcp_keepalive": TcpKeepalive(count=9)},
+    {"tcp_recv_buf": 1000},
+    {"dscp": 0},
+    {"dscp": 1},
+    {"tcp_fast_open": True},
+    {"custom_l4": L4_ONE},
+    {"custom_l4": L4_TWO},
+    {"allow_h1_response_invalid_content_length": True},
+]
+
+
+def test_all_that_shapes_a_connection_is_in_the_reuse_key() -> None:
+    peers = [HttpPeer("a", 80, options=PeerOptions(**options)) for options in SHAPING]
+    behind: list[tuple[Proxy, dict[str, Any]]] = [
+        (VIA, {}),
+        (Proxy("q", 3128), {}),
+        (Proxy("p", 3129), {}),
+        (Proxy(path="/p"), {}),
+        (Proxy("p", 3128, headers={"X": "1"}), {}),
+        (VIA, {"extra_proxy_headers": {"X": "1"}}),
+        (VIA, {"extra_proxy_headers": {"X": "2"}}),
+        (VIA, {"dscp": 1}),
+    ]
+    peers += [HttpPeer("a", 80, proxy=via, options=PeerOptions(**more)) for via, more in behind]
+    assert len({peer.reuse_key for peer in peers}) == len(peers)
+    again = [HttpPeer("a", 80, options=PeerOptions(**options)) for options in SHAPING]
+    assert [peer.reuse_key for peer in again] == [peer.reuse_key for peer in peers[: len(again)]]
+
+
+def test_what_does_not_shape_a_connection_is_not_in_the_reuse_key() -> None:
+    options = PeerOptions(total_connection_timeout=1, tracer=Trace())
+    assert HttpPeer("a", 80, options=options).reuse_key == HttpPeer("a", 80).reuse_key
+
+
+def test_a_changed_copy_of_the_options_gets_its_own_key() -> None:
+    options = attrs.evolve(PeerOptions(dscp=1), dscp=None)
+    assert options.reuse_key is None
+    assert options == PeerOptions()
+
+
+def test_an_address_to_bind_to_may_be_text() -> None:
+    assert PeerOptions(bind_to="::1").bind_to == BindTo("::1")
+
+
+@pytest.mark.parametrize(
+    ("option", "bad", "right"),
+    [
+        ("bind_to", "localhost", "bind_to='localhost': a local IP address is right"),
+        ("bind_to", 5, "bind_to=5: a BindTo or None is right"),
+        ("tcp_keepalive", 30, "tcp_keepalive=30: a TcpKeepalive or None is right"),
+        ("tcp_recv_buf", 0, "tcp_recv_buf=0: a number of bytes, 1 to"),
+        ("tcp_recv_buf", 1.5, "tcp_recv_buf=1.5: a number of bytes"),
+        ("dscp", 64, "dscp=64: a code point, 0 to 63"),
+        ("dscp", -1, "dscp=-1: a code point"),
+        ("dscp", True, "dscp=True: a code point"),
+        ("tcp_fast_open", 1, "tcp_fast_open=1: True or False is right"),
+        ("custom_l4", object(), r"it has no method connect\(\)"),
+        ("tracer", object(), r"it has no method on_connected\(\)"),
+        ("extra_proxy_headers", {"a b": "c"}, "is not a field name"),
+        ("extra_proxy_headers", {"a": "b\r\nc: d"}, "is not a field value"),
+        ("extra_proxy_headers", {"HOST": "a"}, "'HOST' is written by the engine"),
+        ("extra_proxy_headers", {"content-length": "1"}, "written by the engine"),
+        ("extra_proxy_headers", {"Transfer-Encoding": "x"}, "written by the engine"),
+        ("allow_h1_response_invalid_content_length", None, "True or False is right"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_with_what_is_right(
+    option: str, bad: object, right: str
+) -> None:
+    with pytest.raises(ValueError, match=right):
+        _options(option, bad)
+
+
+def test_a_connector_must_be_hashable() -> None:
+    @attrs.define
+    class Unhashable(L4):
+        pass
+
+    with pytest.raises(ValueError, match=r"custom_l4=.* must be hashable"):
+        PeerOptions(custom_l4=Unhashable())
+
+
+@pytest.mark.parametrize("bad", [(0, 5), (5, 4), (5, 65536), (5,), (1, 2, 3), 5, [1, 2], (1.0, 2)])
+def test_a_range_of_ports_that_is_none_is_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="the first and the last port are right"):
+        BindTo("127.0.0.1", bad)
+
+
+@pytest.mark.parametrize("name", ["idle", "interval", "count"])
+@pytest.mark.parametrize("bad", [0, -1, None, 1.5, 40000])
+def test_a_keep_alive_number_that_is_none_is_refused(name: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}="):
+        TcpKeepalive(**{name: bad})
+
+
+@pytest.mark.parametrize("bad", [0, -1, math.inf, "5"])
+def test_a_user_timeout_that_is_none_is_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="user_timeout="):
+        TcpKeepalive(user_timeout=bad)
+
+
+@pytest.mark.parametrize("options", [each for each in SHAPING[1:11] if each], ids=str)
+def test_options_of_tcp_sockets_fit_tcp_sockets_only(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is for TCP, and unix:/x is none"):
+        HttpPeer.new_uds("/x", options=PeerOptions(**options))
+    with pytest.raises(ValueError, match=f"{name} is for TCP, and unix:/p is none"):
+        HttpPeer("a", 80, proxy=Proxy(path="/p"), options=PeerOptions(**options))
+    with pytest.raises(ValueError, match=f"{name} is for the built-in sockets"):
+        PeerOptions(custom_l4=L4_ONE, **options)
+
+
+# -- through a proxy -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("next_hop", "proxy", "name"),
+    [
+        ("p:3128", Proxy("p", 3128), "a:81 via p:3128"),
+        ("http://p", Proxy("p", 80), "a:81 via p:80"),
+        ("http://[::1]:1", Proxy("::1", 1), "a:81 via [::1]:1"),
+        ("http+unix:/p", Proxy(path="/p"), "a:81 via unix:/p"),
+        (VIA, VIA, "a:81 via p:3128"),
+    ],
+)
+def test_a_peer_behind_a_proxy_names_both(next_hop: str | Proxy, proxy: Proxy, name: str) -> None:
+    peer = HttpPeer.new_proxy(next_hop, "a", 81)
+    assert peer == HttpPeer("a", 81, proxy=proxy)
+    assert str(peer) == peer.name == name
+    assert peer.authority == "a:81"
+
+
+def test_a_proxys_fields_come_through_and_do_not_show() -> None:
+    peer = HttpPeer.new_proxy("p:1", "a", 81, headers={"Proxy-Authorization": "secret"})
+    assert peer.proxy is not None
+    assert peer.proxy.headers == ((b"Proxy-Authorization", b"secret"),)
+    assert "secret" not in repr(peer)
+
+
+def test_options_and_group_key_come_through_new_proxy() -> None:
+    options = PeerOptions(read_timeout=1)
+    peer = HttpPeer.new_proxy("p:1", "a", 81, group_key=7, options=options)
+    assert (peer.group_key, peer.options) == (7, options)
+
+
+@pytest.mark.parametrize(
+    ("make", "right"),
+    [
+        (lambda: Proxy("p", 0), "1 to 65535 is right"),
+        (lambda: Proxy("p q", 1), "a host name"),
+        (lambda: Proxy("p", 1, path="/p"), "a proxy has host and port, or the path"),
+        (lambda: Proxy.parse("p"), "has no port"),
+        (lambda: Proxy("p", 1, headers={"Host": "x"}), "written by the engine"),
+        (lambda: HttpPeer(path="/x", proxy=VIA), "not to a unix socket"),
+        (lambda: HttpPeer("a", 80, proxy="p:1"), "proxy='p:1': a Proxy is right"),  # type: ignore[arg-type]  # the mistake under test
+        (lambda: HttpPeer("a", 80, options={}), "options={}: a PeerOptions is right"),  # type: ignore[arg-type]  # the mistake under test
+        (
+            lambda: HttpPeer("a", 80, options=PeerOptions(extra_proxy_headers={"X": "1"})),
+            "extra_proxy_headers are for a peer that has a proxy",
+        ),
+    ],
+)
+def test_a_way_that_is_none_is_refused(make: Any, right: str) -> None:
+    with pytest.raises(ValueError, match=right):
+        make()
