@@ -6,9 +6,11 @@ from ..streams._memory import MemoryDownstream as MemoryDownstream
 from ..streams._memory import MemoryUpstream as MemoryUpstream
 from ..streams._memory import memory_exchange as memory_exchange
 from ._conformance import check_message_stream as check_message_stream
+from ._invariants import check_invariants as check_invariants
 from ._network import Fault as Fault
 from ._network import Link as Link
 from ._network import Path as Path
+from ._observed import Observed as Observed
 from ._scenario import Answer as Answer
 from ._scenario import Client as Client
 from ._scenario import Filter as Filter
@@ -17,5 +19,4 @@ from ._scenario import Scenario as Scenario
 from ._scenario import Stop as Stop
 from ._scenario import make_scenario as make_scenario
 from ._scenario import shrink as shrink
-from ._world import Observed as Observed
 from ._world import run_scenario as run_scenario

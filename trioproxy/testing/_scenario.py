@@ -166,7 +166,7 @@ class Scenario(Value):
 
     def script(self) -> str:
         """Return a program that runs this scenario and checks it."""
-        return f"from trioproxy.testing import *\n\nrun_scenario({self!r}).check()\n"
+        return f"from trioproxy.testing import *\n\ncheck_invariants(run_scenario({self!r}))\n"
 
 
 # -- making them up ------------------------------------------------------------------------------
@@ -319,10 +319,12 @@ def _simpler(thing: Any) -> Iterator[Any]:
     elif attrs.has(type(thing)):
         for field in attrs.fields(type(thing)):
             mine = getattr(thing, field.name)
-            if field.name == "seed":
+            if field.name in ("seed", "capacity") and mine == field.default:
                 continue
             if mine != field.default:
                 yield attrs.evolve(thing, **{field.name: field.default})
+            if field.name in ("seed", "capacity"):
+                continue
             for smaller in _simpler(mine):
                 yield attrs.evolve(thing, **{field.name: smaller})
     elif type(thing) is int and thing > 1:

@@ -13,7 +13,6 @@ import attrs
 import trio
 from trio.testing import MockClock
 
-from .._config import ServerConf
 from .._errors import ErrorType, ProxyError
 from .._headers import Headers
 from .._info import ConnectionInfo, Digest
@@ -25,124 +24,27 @@ from ..proxy._session import Session
 from ..server._serve import Running, serve
 from ..streams._h1_client import H1ClientConnection
 from ..upstream._connector import Connector
-from ._network import End, Link, MemoryAcceptor, Network
-from ._reference import BLOCK, CutError, MalformedError, Message, Wire, blocks
+from ._network import Link, MemoryAcceptor, Network
+from ._observed import (
+    CONF,
+    GROWN,
+    OWN,
+    PATIENCE,
+    PROBE,
+    Asked,
+    Call,
+    Ctx,
+    Observed,
+    OriginSide,
+    Received,
+)
+from ._reference import BLOCK, CutError, MalformedError, Wire, blocks
 from ._scenario import Answer, Client, Filter, Request, Scenario
 from ._schedule import AtStep, seeded_schedule
 
 ORIGIN = "origin.test"
-#: The number of the request that asks, in the end, whether the proxy is still well.
-PROBE = 999
-#: Virtual seconds that a reference client waits for an answer: above any sum of our timeouts.
-PATIENCE = 400.0
-CONF = ServerConf(
-    connect_timeout=5,
-    read_timeout=10,
-    write_timeout=10,
-    idle_timeout=30,
-    header_timeout=5,
-    body_timeout=10,
-    upstream_idle_timeout=20,
-    drain_timeout=2,
-    grace=20,
-    max_attempts=3,
-    pool_wait_timeout=5,
-)
-OWN = b"<own>"
-GROWN = b"+"
-
-
-# -- what is seen --------------------------------------------------------------------------------
-
-
-@attrs.define(eq=False)
-class Call:
-    """A callback that ran: body filters also say what they got and what they gave."""
-
-    name: str
-    end: bool = False
-    got: bytes = b""
-    gave: bytes = b""
-    note: str = ""
-
-
-@attrs.define(eq=False)
-class Ctx:
-    """One request as the proxy object saw it."""
-
-    number: int
-    calls: list[Call] = attrs.field(factory=list)
-    began: float = 0.0
-    ended: float = 0.0
-
-
-@attrs.define(eq=False)
-class Asked:
-    """One request as its client saw it."""
-
-    number: int
-    client: int
-    request: Request
-    begun: bool = False
-    whole: bool = False
-    interim: list[int] = attrs.field(factory=list)
-    final: Message | None = None
-    #: ``complete``, ``cut``, ``ended`` (before an answer), ``hang``, ``left`` (by itself) or ``""``.
-    outcome: str = ""
-    reset: bool = False
-
-
-@attrs.define(eq=False)
-class Received:
-    """One request as the origin saw it."""
-
-    number: int
-    attempt: int
-    connection: int
-    head: Message
-    answer: Answer
-    #: All bytes of the response were handed to the link.
-    answered: bool = False
-
-
-@attrs.define(eq=False)
-class OriginSide:
-    """A connection as the origin saw it."""
-
-    end: End
-    #: ``idle``, ``busy`` or ``gone``.
-    state: str = "idle"
-
-
-@attrs.define(eq=False)
-class Observed:
-    """All that a run showed."""
-
-    scenario: Scenario
-    trace: list[str] = attrs.field(factory=list)
-    asked: dict[int, Asked] = attrs.field(factory=dict)
-    contexts: list[Ctx] = attrs.field(factory=list)
-    received: list[Received] = attrs.field(factory=list)
-    #: What was found wrong while it ran.
-    problems: list[str] = attrs.field(factory=list)
-    steps: int = 0
-    peak: int = 0
-    operations: int = 0
-    #: Something was done to the run from outside.
-    disturbed: bool = False
-
-    def check(self) -> None:
-        """Check the invariants.
-
-        Raises:
-          AssertionError: some are broken; the message names them and has the scenario's script.
-        """
-        from ._invariants import broken  # it knows this module, whose values it reads
-
-        found = broken(self)
-        if found:
-            listed = "\n".join(f"- {each}" for each in found)
-            raise AssertionError(f"broken invariants:\n{listed}\n\n{self.scenario.script()}")
+#: Calls of one callback that a filter's pause holds up, per request.
+PAUSES = 5
 
 
 # -- the proxy object ----------------------------------------------------------------------------
@@ -167,12 +69,13 @@ class WorldProxy(ProxyHttp[Ctx]):
 
     async def _do(self, name: str, ctx: Ctx, note: str = "") -> None:
         ctx.calls.append(Call(name, note=note))
-        await self._act(name)
+        await self._act(name, ctx)
 
-    async def _act(self, name: str) -> None:
+    async def _act(self, name: str, ctx: Ctx) -> None:
         for each in self._does(name):
             if each.do == "pause":
-                await trio.sleep(each.seconds)
+                if sum(call.name == name for call in ctx.calls) <= PAUSES:
+                    await trio.sleep(each.seconds)
             elif each.do == "refuse":
                 raise ProxyError.status(403)
             elif each.do == "fail":
@@ -242,7 +145,7 @@ class WorldProxy(ProxyHttp[Ctx]):
         if got and any(each.do == "grow" for each in self._does(name)):
             body.data = got + GROWN
         ctx.calls.append(Call(name, end, got, bytes(body.data or b"")))
-        await self._act(name)
+        await self._act(name, ctx)
 
     async def request_body_filter(
         self, session: Session, body: BodyChunk, end_of_stream: bool, ctx: Ctx
@@ -395,10 +298,26 @@ class World:
         side.state = "idle"
         await trio.sleep(answer.after_wait)
         if answer.after == "extra":
-            extra = b"HTTP/1.1 200 Extra\r\nX-Answer: 888.0\r\nContent-Length: 5\r\n\r\nextra"
-            await wire.send(extra)
-            return True
+            return await self._speak_out_of_turn(wire)
         return False
+
+    async def _speak_out_of_turn(self, wire: Wire) -> bool:
+        """Send a response that nobody asked for, unless the next request is under way already.
+
+        One that arrives when the next request has left cannot be told from its answer.
+        """
+        end, before = wire.end, wire.end.incoming.sent
+        if wire.buffer or end.incoming.size:
+            return True
+        extra = b"HTTP/1.1 200 Extra\r\nX-Answer: 888.0\r\nContent-Length: 5\r\n\r\nextra"
+        await wire.send(extra)
+        path = end.outgoing.path
+        fault = path.fault
+        await trio.sleep(path.latency)
+        stalled = fault is not None and fault.kind == "stall"
+        if end.incoming.sent != before and (path.latency or stalled):
+            self.observed.crossed = True
+        return True
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -418,7 +337,7 @@ class World:
                 scope.deadline = trio.current_time() + client.leaves
             try:
                 await (self._pipeline if client.pipelined else self._in_turn)(wire, client, asked)
-                await self._end(wire, client)
+                await self._end(wire, client, asked)
             except MalformedError as exc:
                 self.problem(f"2: client {index} cannot read what the proxy sent: {exc}")
         if scope.cancelled_caught:
@@ -428,10 +347,12 @@ class World:
             end.reset()
         end.close_now()
 
-    async def _end(self, wire: Wire, client: Client) -> None:
+    async def _end(self, wire: Wire, client: Client, asked: list[Asked]) -> None:
         if client.end != "half-close" or wire.end.closed:
             return
         await wire.end.send_eof()
+        if any(each.outcome != "complete" for each in asked):
+            return
         with trio.move_on_after(PATIENCE):
             try:
                 if not await wire.idle_end():

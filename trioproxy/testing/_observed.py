@@ -1,0 +1,109 @@
+"""What a run shows: of each request, what its client, the proxy object and the origin saw."""
+
+from __future__ import annotations
+
+import attrs
+
+from .._config import ServerConf
+from ._network import End
+from ._reference import Message
+from ._scenario import Answer, Request, Scenario
+
+#: The number of the request that asks, in the end, whether the proxy is still well.
+PROBE = 999
+#: Virtual seconds that a reference client waits for an answer: above any sum of our timeouts.
+PATIENCE = 400.0
+CONF = ServerConf(
+    connect_timeout=5,
+    read_timeout=10,
+    write_timeout=10,
+    idle_timeout=30,
+    header_timeout=5,
+    body_timeout=10,
+    upstream_idle_timeout=20,
+    drain_timeout=2,
+    grace=20,
+    max_attempts=3,
+    pool_wait_timeout=5,
+)
+OWN = b"<own>"
+GROWN = b"+"
+
+
+@attrs.define(eq=False)
+class Call:
+    """A callback that ran: body filters also say what they got and what they gave."""
+
+    name: str
+    end: bool = False
+    got: bytes = b""
+    gave: bytes = b""
+    note: str = ""
+
+
+@attrs.define(eq=False)
+class Ctx:
+    """One request as the proxy object saw it."""
+
+    number: int
+    calls: list[Call] = attrs.field(factory=list)
+    began: float = 0.0
+    ended: float = 0.0
+
+
+@attrs.define(eq=False)
+class Asked:
+    """One request as its client saw it."""
+
+    number: int
+    client: int
+    request: Request
+    begun: bool = False
+    whole: bool = False
+    interim: list[int] = attrs.field(factory=list)
+    final: Message | None = None
+    #: ``complete``, ``cut``, ``ended`` (before an answer), ``hang``, ``left`` (by itself) or ``""``.
+    outcome: str = ""
+    reset: bool = False
+
+
+@attrs.define(eq=False)
+class Received:
+    """One request as the origin saw it."""
+
+    number: int
+    attempt: int
+    connection: int
+    head: Message
+    answer: Answer
+    #: All bytes of the response were handed to the link.
+    answered: bool = False
+
+
+@attrs.define(eq=False)
+class OriginSide:
+    """A connection as the origin saw it."""
+
+    end: End
+    #: ``idle``, ``busy`` or ``gone``.
+    state: str = "idle"
+
+
+@attrs.define(eq=False)
+class Observed:
+    """All that a run showed."""
+
+    scenario: Scenario
+    trace: list[str] = attrs.field(factory=list)
+    asked: dict[int, Asked] = attrs.field(factory=dict)
+    contexts: list[Ctx] = attrs.field(factory=list)
+    received: list[Received] = attrs.field(factory=list)
+    #: What was found wrong while it ran.
+    problems: list[str] = attrs.field(factory=list)
+    steps: int = 0
+    peak: int = 0
+    operations: int = 0
+    #: Something was done to the run from outside.
+    disturbed: bool = False
+    #: An answer that nobody asked for crossed a request on its way: nobody can tell them apart.
+    crossed: bool = False
