@@ -64,6 +64,13 @@ COUNTS = [
 ]
 
 
+@pytest.mark.parametrize("wrong", [-1, math.inf, math.nan, True, "1"])
+def test_a_rate_is_a_number_of_bytes_a_second(wrong: object) -> None:
+    assert ServerConf(min_receive_rate=0.5).min_receive_rate == 0.5
+    with pytest.raises(ValueError, match="min_receive_rate="):
+        made({"min_receive_rate": wrong})
+
+
 @pytest.mark.parametrize("name", TIMEOUTS)
 def test_a_timeout_is_above_zero_and_inf_means_no_limit(name: str) -> None:
     for good in (0.1, 3, math.inf):
