@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from .._errors import ErrorSource, ErrorType, ProxyError
+from .._headers import Headers
 from .._messages import RequestHeader
 from .._peer import HttpPeer
 from ..proxy._filters import FailToProxy, ProxyHttp
 from ..proxy._session import Session
+
+#: How often a request may pass through, for there may be several proxies of this name.
+MAX_ROUNDS = 8
 
 _TIMEOUTS = frozenset(
     {
@@ -26,6 +30,7 @@ _BODIES = {
     502: b"502 Bad Gateway: the proxy got no valid answer from the server behind it\n",
     503: b"503 Service Unavailable: the proxy has no capacity left, try again later\n",
     504: b"504 Gateway Timeout: the server behind the proxy did not answer in time\n",
+    508: b"508 Loop Detected: the request came back to the proxy again and again\n",
     500: b"500 Internal Server Error: the proxy failed\n",
 }
 
@@ -66,8 +71,16 @@ class Reverse(ProxyHttp[Turn]):
         return Turn(next(self._starts), len(self.peers))
 
     async def upstream_peer(self, session: Session, ctx: Turn) -> HttpPeer:
-        """Return the peer whose turn it is."""
+        """Return the peer whose turn it is; a request that goes in a circle gets 508 (row F-16)."""
+        via = session.req_header().headers
+        if b"via" in via and self._rounds(via) >= MAX_ROUNDS:
+            raise ProxyError.status(508, "the request came back to this proxy again and again")
         return self.peers[ctx.index]
+
+    def _rounds(self, headers: Headers) -> int:
+        """Return how often a request has been here, by Via."""
+        received = [part.split() for value in headers.get_all(b"via") for part in value.split(",")]
+        return sum(len(part) > 1 and part[1] == self.pseudonym for part in received)
 
     def fail_to_connect(
         self, session: Session, peer: HttpPeer, ctx: Turn, e: ProxyError
