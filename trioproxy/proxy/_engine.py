@@ -25,7 +25,7 @@ from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
 from ..upstream._pool import Pool
 from ._bound import Filters
-from ._failure import as_proxy_error
+from ._failure import as_proxy_error, log_failure
 from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
@@ -260,8 +260,9 @@ class Engine:
         session.peer_name = peer.name
         try:
             lease = await self._services.pool.lease(peer, fresh=fresh)
-        except ProxyError as exc:
-            return self._connect_failed(session, ctx, peer, exc)
+        except Exception as exc:  # a connector of the user's own may raise anything
+            error = as_proxy_error(exc, session, "connecting")
+            return self._connect_failed(session, ctx, peer, error)
         upstream = session.upstream = lease.stream
         session.held = (peer, upstream.reused)
         try:
@@ -325,7 +326,7 @@ class Engine:
             try:
                 returned = callback(session, peer, ctx, error)
             except Exception as exc:  # it may not fail: the error that was passed in stands
-                as_proxy_error(exc, session)
+                log_failure(exc, session)
             else:
                 if isinstance(returned, ProxyError):
                     error = returned
@@ -356,7 +357,7 @@ class Engine:
         try:
             returned = self._filters.error_while_proxy(peer, session, error, ctx, reused)
         except Exception as exc:  # it may not fail: the error that was passed in stands
-            as_proxy_error(exc, session)
+            log_failure(exc, session)
         else:
             if isinstance(returned, ProxyError):
                 error = returned
@@ -379,7 +380,7 @@ class Engine:
             if not isinstance(outcome, FailToProxy):
                 raise TypeError(f"it returned {outcome!r}, which is no FailToProxy")
         except Exception as exc:  # it may not fail: a plain 500, and no reuse
-            as_proxy_error(exc, session)
+            log_failure(exc, session)
             outcome = FailToProxy(500, False)
             await self._answer_plainly(session, 500)
         if not (before_upstream and outcome.can_reuse_downstream):
@@ -446,13 +447,18 @@ class Engine:
         if callback is None:
             return
         session.phase = "logging"
-        with trio.CancelScope(
-            shield=True, deadline=trio.current_time() + self._conf.logging_timeout
-        ):
+        seconds = self._conf.logging_timeout
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
             try:
                 await callback(session, session.error, ctx)
             except Exception as exc:  # it may not fail: ignored, but told
-                as_proxy_error(exc, session)
+                log_failure(exc, session)
+        if scope.cancelled_caught:
+            self._services.log.error(
+                "logging was cut off by logging_timeout (%g s): %s",
+                seconds,
+                self._services.summary(session),
+            )
 
     def _suppressed(self, session: Session, ctx: Any, error: ProxyError) -> bool:
         callback = self._filters.suppress_error_log
@@ -462,7 +468,7 @@ class Engine:
         try:
             return bool(callback(session, ctx, error))
         except Exception as exc:  # it may not fail: the line is logged
-            as_proxy_error(exc, session)
+            log_failure(exc, session)
             return False
 
     def _summary(self, session: Session, ctx: Any = None) -> str:
@@ -470,7 +476,7 @@ class Engine:
         try:
             return str(self._filters.request_summary(session, ctx))
         except Exception as exc:  # it may not fail: the built-in text stands in
-            as_proxy_error(exc, session)
+            log_failure(exc, session)
             return self._services.summary(session)
 
     def _record(self, session: Session) -> ExchangeRecord:

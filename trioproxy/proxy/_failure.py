@@ -34,3 +34,13 @@ def as_proxy_error(exc: BaseException, session: Session, phase: str | None = Non
     error.esource = ErrorSource.INTERNAL
     error.retry = RetryType.Decided(False)
     return error
+
+
+def log_failure(exc: Exception, session: Session) -> None:
+    """Log what a callback that may not fail has raised; the session's phase names it.
+
+    That a client left while it was being answered is nobody's mistake, and told elsewhere.
+    """
+    raised = unwrap(exc)
+    if not (isinstance(raised, ProxyError) and raised.esource is ErrorSource.DOWNSTREAM):
+        log.error("%s raised %s: %s", session.phase, type(raised).__name__, raised, exc_info=raised)

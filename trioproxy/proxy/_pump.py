@@ -32,7 +32,7 @@ from .._messages import (
 )
 from ..semantics._forwarding import filter_trailers, strip_response
 from ..streams._abc import UpstreamStream
-from ._failure import as_proxy_error
+from ._failure import as_proxy_error, log_failure
 
 if TYPE_CHECKING:
     from .._config import ServerConf
@@ -103,7 +103,10 @@ async def _respond(exchange: Exchange) -> list[ResponseEvent] | None:
     try:
         return await pump_response(exchange)
     except ProxyError as exc:
-        raise _which_failure(exchange, exc) from None
+        if exchange.send_error is None:
+            raise
+        failure = exc
+    raise _which_failure(exchange, failure)
 
 
 def _which_failure(exchange: Exchange, failure: Exception) -> Exception:
@@ -394,7 +397,7 @@ async def _end_with_trailers(
         try:
             replacement = await filters.response_trailer_filter(session, trailers, ctx)
         except Exception as exc:  # logged; the trailers go on unfiltered (Pingora)
-            as_proxy_error(exc, session)
+            log_failure(exc, session)
             trailers = received
     declared.count(replacement)
     if declared.changed:

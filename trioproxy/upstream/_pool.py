@@ -171,7 +171,12 @@ class Pool:
             if connection is None:
                 break
             # Asked once more: something may have arrived since its reader last looked.
-            if connection.usable():
+            try:
+                usable = connection.usable()
+            except BaseException:
+                connection.close()
+                raise
+            if usable:
                 connection.timer.disarm()
                 self._reuses += 1
                 self._leased += 1
