@@ -122,6 +122,46 @@ async def test_any_other_exception_becomes_an_internal_error_and_is_logged_once(
     assert tracebacks(caplog, OurMistakeError) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("fail_to_connect", ErrorType.ConnectRefused),
+        ("response_trailer_filter", answers(WITH_TRAILERS)),
+        ("error_while_proxy", cuts()),
+        ("fail_to_proxy", cuts()),
+        ("suppress_error_log", cuts()),
+        ("request_summary", cuts()),
+        ("logging", HELLO),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_proxy_error_of_a_callback_that_may_not_fail_is_logged_too(
+    name: str,
+    origin: Origin | ErrorType,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder = Recorder(hooks={name: raises(ProxyError.status(418, "a slip"))})
+    async with open_gateway(recorder, origin) as gateway:
+        await gateway.exchange(GET)
+
+    assert tracebacks(caplog, ProxyError) == 1
+    (line,) = [each for each in caplog.messages if "a slip" in each]
+    assert line.startswith(f"{name} raised ProxyError: ")
+
+
+async def test_a_client_that_leaves_while_it_is_answered_is_no_mistake_of_fail_to_proxy(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = ProxyError.new_down(ErrorType.WriteError)
+    recorder = Recorder(hooks={"fail_to_proxy": raises(gone)})
+    async with open_gateway(recorder, cuts()) as gateway:
+        await gateway.exchange(GET)
+
+    assert len(recorder.of("fail_to_proxy")) == 1
+    assert tracebacks(caplog, ProxyError) == 0
+
+
 @pytest.mark.parametrize("name", MAY_FAIL[:-3])
 async def test_a_status_raised_anywhere_before_the_response_is_the_answer(
     name: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
@@ -1258,7 +1298,7 @@ async def test_an_exception_of_logging_is_logged_and_otherwise_ignored(
 
 
 async def test_logging_is_cut_off_at_its_deadline_and_the_connection_goes_on(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def log(_session: Session, _e: ProxyError | None, _ctx: Ctx) -> None:
         await trio.sleep(math.inf)
@@ -1271,6 +1311,10 @@ async def test_logging_is_cut_off_at_its_deadline_and_the_connection_goes_on(
             await client.send(GET)
             await client.message()
         assert trio.current_time() - started == pytest.approx(1, abs=0.1)
+
+    cut = [line for line in caplog.messages if line.startswith("logging was cut off")]
+    assert len(cut) == 2
+    assert "logging_timeout (1 s): GET /path" in cut[0]
 
 
 @pytest.mark.parametrize("leave", ["client", "server"])
