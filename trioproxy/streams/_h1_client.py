@@ -320,6 +320,8 @@ class H1UpstreamStream(UpstreamStream):
             connection.reader.expect(first.method, usable_offers(offers) if offers else ())
         parts = self.writer.request(events)
         if not parts and not self.writer.half_closed:
+            if self.writer.finished:
+                self._start_head_time(self.read_timeout)
             return
         self._sent = True
         # True until the write is known to be whole: a cancelled write is never trusted (S-04).
@@ -334,13 +336,9 @@ class H1UpstreamStream(UpstreamStream):
             raise connection.failure or _gone() from exc
         except ProxyError as exc:
             exc.as_up()
-            if exc.etype == ErrorType.WriteTimedout:
-                # The origin neither reads nor answers: only what is here by now counts (F-12).
-                self._start_head_time(0.0)
-            else:
-                self._start_head_time(self.read_timeout)
-                if connection.silent:
-                    exc.retry = RetryType.ReusedOnly
+            # An origin that neither reads nor answers in time: only what is here by now counts (F-12).
+            stalled = exc.etype == ErrorType.WriteTimedout
+            self._start_head_time(0.0 if stalled else self.read_timeout)
             raise
         finally:
             self.write_pending_time += trio.current_time() - started
