@@ -17,6 +17,8 @@ BEFORE = (
     "request_filter",
     "proxy_upstream_filter",
 )
+#: Statuses of ours that no reference client deserves.
+REFUSALS = (400, 405, 411, 413, 414, 417, 431, 501, 505)
 IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
 
 
@@ -133,6 +135,8 @@ def _answers(observed: Observed) -> Iterator[str]:
             continue
         if not asked.begun:
             yield f"2: request {asked.number} was answered before it was asked"
+        if final.status in REFUSALS and final.get(b"x-answer") is None:
+            yield f"5: the good request {asked.number} was refused with {final.status}"
         if asked.request.old and asked.interim:
             yield f"2: request {asked.number}: interim responses to an HTTP/1.0 client"
         if asked.outcome == "complete" and not final.until_close:

@@ -103,7 +103,8 @@ class Observed:
     steps: int = 0
     peak: int = 0
     operations: int = 0
-    #: Something was done to the run from outside.
+    #: Something was done to the run from outside; and whether it was a stop of the server.
     disturbed: bool = False
+    stopped: bool = False
     #: An answer that nobody asked for crossed a request on its way: nobody can tell them apart.
     crossed: bool = False

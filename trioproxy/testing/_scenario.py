@@ -319,11 +319,9 @@ def _simpler(thing: Any) -> Iterator[Any]:
     elif attrs.has(type(thing)):
         for field in attrs.fields(type(thing)):
             mine = getattr(thing, field.name)
-            if field.name in ("seed", "capacity") and mine == field.default:
-                continue
             if mine != field.default:
                 yield attrs.evolve(thing, **{field.name: field.default})
-            if field.name in ("seed", "capacity"):
+            if type(mine) is int and field.name not in ("at", "blocks", "cut", "fail_operation"):
                 continue
             for smaller in _simpler(mine):
                 yield attrs.evolve(thing, **{field.name: smaller})

@@ -45,6 +45,7 @@ from ._schedule import AtStep, seeded_schedule
 ORIGIN = "origin.test"
 #: Calls of one callback that a filter's pause holds up, per request.
 PAUSES = 5
+EXTRA = b"HTTP/1.1 200 Extra\r\nX-Answer: 888.0\r\nContent-Length: 5\r\n\r\nextra"
 
 
 # -- the proxy object ----------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class WorldProxy(ProxyHttp[Ctx]):
                 if sum(call.name == name for call in ctx.calls) <= PAUSES:
                     await trio.sleep(each.seconds)
             elif each.do == "refuse":
-                raise ProxyError.status(403)
+                raise ProxyError.status(403, "the scenario wants this filter to refuse")
             elif each.do == "fail":
                 raise ValueError("the scenario wants this filter to fail")
 
@@ -285,6 +286,8 @@ class World:
             if answer.leave == "reset":
                 side.end.reset()
             return False
+        if answer.after == "extra" and not answer.after_wait:
+            data += EXTRA  # in the same packet
         received.answered = await wire.send(data)
         if answer.framing == "close" or answer.after == "close":
             return False
@@ -293,7 +296,7 @@ class World:
         return await self._after(wire, side, answer)
 
     async def _after(self, wire: Wire, side: OriginSide, answer: Answer) -> bool:
-        if answer.after == "keep":
+        if answer.after == "keep" or (answer.after == "extra" and not answer.after_wait):
             return True
         side.state = "idle"
         await trio.sleep(answer.after_wait)
@@ -309,8 +312,7 @@ class World:
         end, before = wire.end, wire.end.incoming.sent
         if wire.buffer or end.incoming.size:
             return True
-        extra = b"HTTP/1.1 200 Extra\r\nX-Answer: 888.0\r\nContent-Length: 5\r\n\r\nextra"
-        await wire.send(extra)
+        await wire.send(EXTRA)
         path = end.outgoing.path
         fault = path.fault
         await trio.sleep(path.latency)
@@ -450,8 +452,10 @@ class World:
 
     # -- the run ---------------------------------------------------------------------------------
 
-    async def run(self, running: Running, nursery: trio.Nursery, proxy: WorldProxy) -> None:
-        """Play all of it."""
+    async def run(
+        self, running: Running, nursery: trio.Nursery, proxy: WorldProxy, watch: AtStep
+    ) -> None:
+        """Play all of it, and ask in the end whether the proxy is still well."""
         by_client: dict[int, list[Asked]] = {n: [] for n in range(len(self.scenario.clients))}
         for number, client, request in self.scenario.requests():
             asked = Asked(number, client, request)
@@ -464,7 +468,8 @@ class World:
             for index, each in enumerate(self.scenario.clients):
                 clients.start_soon(self.client, index, each, by_client[index])
         await self._settle(running)
-        if stop is None and not self.observed.disturbed:
+        watch.started = False
+        if stop is None and not self.observed.stopped:
             self._check_pool(running)
             await self._probe(proxy)
             await self._settle(running)
@@ -572,7 +577,7 @@ class _Log(logging.Handler):
         self._observed = observed
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and "wants this filter to fail" not in repr(record.exc_info[1]):
+        if record.exc_info and "the scenario wants this filter to" not in repr(record.exc_info[1]):
             error = repr(record.exc_info[1])
             self._observed.problems.append(f"6: logged: {record.getMessage()}: {error}")
 
@@ -662,6 +667,7 @@ async def _serve_world(world: World, watch: _Watch, deed: str) -> None:
 
             def do() -> None:
                 observed.disturbed = True
+                observed.stopped = deed in ("cancel", "drain")
                 if deed == "cancel":
                     running._server.serving.cancel()  # noqa: SLF001  # a hard stop from inside
                 elif deed == "drain":
@@ -681,10 +687,9 @@ async def _serve_world(world: World, watch: _Watch, deed: str) -> None:
             watch.deed = do
             watch.look = look
             watch.started = True
-            await world.run(running, servers, proxy)
-            watch.started = False
+            await world.run(running, servers, proxy, watch)
             watch.look = lambda: None
-            if scenario.stop is None and not observed.disturbed:
+            if scenario.stop is None and not observed.stopped:
                 await running.drain(5)
         for end in world.network.ends:
             if not end.closed:
