@@ -2,12 +2,15 @@
 
     python examples/_origin.py [HOST:PORT]          (127.0.0.1:9000 where none is given)
 
-``/count`` is answered by a body that comes in five pieces, every other path by the request as it
-arrived here, so that a proxy's edits can be seen. Plain Trio and h11; no proxy is needed to run it.
+``/count`` is answered by a body that comes in five pieces, ``/events`` by three server-sent events,
+a WebSocket by its own messages, and everything else by the request as it arrived here, so that a
+proxy's edits can be seen. Plain Trio and h11; no proxy is needed to run it.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
 from collections.abc import AsyncIterator
 
@@ -33,8 +36,15 @@ async def exchange(stream: trio.abc.Stream, connection: h11.Connection, name: st
     while isinstance(data := await event(), h11.Data):
         body += data.data
 
+    key = dict(request.headers).get(b"sec-websocket-key")
+    if key is not None:
+        await echo_messages(stream, connection, key)
+        return False
     fields = [("Content-Type", "text/plain"), ("Server", name)]
-    if request.target != b"/count":
+    if request.target == b"/events":
+        fields[0] = ("Content-Type", "text/event-stream")
+        content = pieces([b"data: one\n\n", b"data: two\n\n", b"data: three\n\n"], pause=0.02)
+    elif request.target != b"/count":
         lines = [request.method + b" " + request.target]
         lines += [key + b": " + value for key, value in request.headers.raw_items()]
         whole = b"\n".join([*lines, b"", body])
@@ -54,6 +64,32 @@ async def exchange(stream: trio.abc.Stream, connection: h11.Connection, name: st
         return False
     connection.start_next_cycle()
     return True
+
+
+async def echo_messages(stream: trio.abc.Stream, connection: h11.Connection, key: bytes) -> None:
+    """Accept a WebSocket (RFC 6455) and send back what comes: short messages in one frame each."""
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    fields = [
+        ("Connection", "upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Accept", accept.decode()),
+    ]
+    switch = h11.InformationalResponse(status_code=101, headers=fields, reason=b"Switching")
+    await stream.send_all(connection.send(switch) or b"")
+    buffer = bytearray(connection.trailing_data[0])
+    while True:
+        while len(buffer) < 6 or len(buffer) < 6 + (buffer[1] & 127):
+            data = await stream.receive_some()
+            if not data:
+                return
+            buffer += data
+        size = buffer[1] & 127  # a client's frames are masked, a server's are not
+        mask = buffer[2:6]
+        payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(buffer[6 : 6 + size]))
+        await stream.send_all(bytes([buffer[0], size]) + payload)
+        if buffer[0] & 15 == 8:  # a close frame, sent back
+            return
+        del buffer[: 6 + size]
 
 
 async def pieces(parts: list[bytes], pause: float = 0) -> AsyncIterator[bytes]:

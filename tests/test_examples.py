@@ -4,6 +4,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 
@@ -19,6 +20,9 @@ from examples.failover import Failover
 from examples.inside_trio_app import Forward
 from examples.retry_backoff import Patient
 from examples.rewrite_body import NumberLines
+from examples.server_sent_events import NumberEvents
+from examples.slow_client_guard import CONF, MOST, Guard
+from examples.websocket_gateway import WebSockets
 from tests.server._network import (
     Program,
     an_origin,
@@ -42,6 +46,9 @@ NAMES = [
     "inside_trio_app",
     "retry_backoff",
     "rewrite_body",
+    "server_sent_events",
+    "slow_client_guard",
+    "websocket_gateway",
 ]
 
 
@@ -352,3 +359,37 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
             assert await program.ends(signal.SIGINT) == 0
             assert expected_output in program.out
             assert "Traceback" not in program.err
+
+
+async def test_server_sent_events_are_numbered_one_by_one() -> None:
+    async with (
+        the_origin() as peer,
+        serving(NumberEvents(peer)) as running,
+        await connect(running.urls[0]) as stream,
+    ):
+        await stream.send_all(get("/events"))
+        await receive_until(stream, b"id: 1\ndata: one\n\n")
+        await receive_until(stream, b"id: 3\ndata: three\n\n")
+
+
+async def test_the_guard_takes_whole_requests_of_a_bounded_size() -> None:
+    async with the_origin() as peer, serving(Guard(peer), **attrs.asdict(CONF)) as running:
+        (url,) = running.urls
+        for size, status in ((5, 200), (MOST, 200), (MOST + 1, 413)):
+            head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            assert (await ask(url, head % size + bytes(size))).status == status
+
+
+async def test_the_websocket_gateway_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    async with the_origin() as peer, serving(WebSockets(peer)) as running:
+        fields = ("Upgrade: websocket", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+        opening = get("/private/chat", *fields).replace(b"close", b"upgrade")
+        assert (await ask(running.urls[0], opening)).status == 403
+        async with await connect(running.urls[0]) as stream:
+            await stream.send_all(opening.replace(b"/private", b""))
+            await receive_until(stream, b"\r\n\r\n")
+            await stream.send_all(b"\x81\x85\0\0\0\0hello")
+            assert await receive_until(stream, b"hello") == b"\x81\x05hello"
+            await stream.send_all(b"\x88\x80\0\0\0\0")
+            assert await receive_until(stream, b"\x88\0")
+    assert "/chat: 17 bytes to the origin, 9 bytes back" in capsys.readouterr().out
