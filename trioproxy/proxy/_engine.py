@@ -99,7 +99,7 @@ class Engine:
                 over = True
                 return
             try:
-                session.phase = "new_ctx"
+                session._phase = "new_ctx"
                 ctx = self._filters.new_ctx()
             except Exception as exc:  # no context, so no other callback can run
                 session.error = as_proxy_error(exc, session)
@@ -111,7 +111,9 @@ class Engine:
                     early = self._filters.early_request_filter
                     stream.watch(nursery.cancel_scope, half_close=early is None)
                     if self._conf.request_timeout != math.inf:
-                        nursery.cancel_scope.deadline = session.started + self._conf.request_timeout
+                        nursery.cancel_scope.deadline = (
+                            session._started + self._conf.request_timeout
+                        )
                     session.error = await self._run(session, ctx, nursery)
                     stream.unwatch()
                 left = nursery.cancel_scope.cancelled_caught
@@ -143,16 +145,16 @@ class Engine:
         error = ProxyError.because(
             ErrorType.HTTPStatus(504),
             f"the request took longer than request_timeout ({seconds:g} s)",
-            ProxyError.explain(ErrorType.ReadTimedout, f"the whole request, in {session.phase}"),
+            ProxyError.explain(ErrorType.ReadTimedout, f"the whole request, in {session._phase}"),
         ).into_in()
-        if session.held is not None:
-            peer, reused = session.held
-            session.held = None
+        if session._held is not None:
+            peer, reused = session._held
+            session._held = None
             error = self._call_error_while_proxy(session, ctx, peer, error, reused)
         session.error = error
         with trio.CancelScope() as scope:
             stream.watch(scope)
-            if session.failed:  # its answer is what took too long
+            if session._failed:  # its answer is what took too long
                 await self._answer_plainly(session, 504)
             else:
                 await self._fail(session, ctx, error, before_upstream=False)
@@ -165,20 +167,20 @@ class Engine:
         filters = self._filters
         try:
             if filters.early_request_filter is not None:
-                session.phase = "early_request_filter"
+                session._phase = "early_request_filter"
                 await filters.early_request_filter(session, ctx)
                 session.downstream_session.watch(nursery.cancel_scope)
             if filters.request_filter is not None:
-                session.phase = "request_filter"
+                session._phase = "request_filter"
                 if await filters.request_filter(session, ctx):
                     return await self._answered(session)
             if filters.proxy_upstream_filter is not None:
-                session.phase = "proxy_upstream_filter"
+                session._phase = "proxy_upstream_filter"
                 if not await filters.proxy_upstream_filter(session, ctx):
                     return await self._declined(session)
             request = session.req_header()
             if request.method in METHODS and forwards_left(request) == 0:
-                session.phase = "answering for Max-Forwards"
+                session._phase = "answering for Max-Forwards"
                 await answer_as_last(session)
                 return None
         except Exception as exc:  # the single catch, first half: before a peer was chosen
@@ -237,7 +239,7 @@ class Engine:
                 or not error.will_retry()
             ):
                 return error
-            fresh = session.upstream is not None and session.upstream.reused
+            fresh = session._upstream is not None and session._upstream.reused
             self._services.retries += 1
             self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
         return error
@@ -247,9 +249,9 @@ class Engine:
     ) -> ProxyError | None:
         """Choose a peer, get a connection and carry the exchange over it."""
         filters = self._filters
-        session.upstream = None
+        session._upstream = None
         try:
-            session.phase = "upstream_peer"
+            session._phase = "upstream_peer"
             peer: HttpPeer = await filters.upstream_peer(session, ctx)
             if not isinstance(peer, HttpPeer):
                 raise TypeError(f"upstream_peer returned {peer!r}: an HttpPeer is right")
@@ -257,25 +259,25 @@ class Engine:
             error = as_proxy_error(exc, session)
             error.decide_reuse(False)
             return error
-        session.peer_name = peer.name
+        session._peer_name = peer.name
         try:
             lease = await self._services.pool.lease(peer, fresh=fresh)
         except Exception as exc:  # a connector of the user's own may raise anything
             error = as_proxy_error(exc, session, "connecting")
             return self._connect_failed(session, ctx, peer, error)
-        upstream = session.upstream = lease.stream
-        session.held = (peer, upstream.reused)
+        upstream = session._upstream = lease.stream
+        session._held = (peer, upstream.reused)
         try:
             await self._carry(session, ctx, nursery, peer, upstream)
         except Exception as exc:  # the single catch, second half: this attempt's fate
             error = as_proxy_error(exc, session)
         else:
-            session.held = None
+            session._held = None
             return None
         finally:
             lease.release()
         error = self._error_while_proxy(session, ctx, peer, upstream, error)
-        session.held = None
+        session._held = None
         return error
 
     async def _carry(
@@ -291,7 +293,7 @@ class Engine:
         upstream.read_timeout = conf.read_timeout if read_timeout is None else read_timeout
         upstream.write_timeout = conf.write_timeout if write_timeout is None else write_timeout
         if filters.connected_to_upstream is not None:
-            session.phase = "connected_to_upstream"
+            session._phase = "connected_to_upstream"
             await filters.connected_to_upstream(
                 session,
                 upstream.reused,
@@ -307,7 +309,7 @@ class Engine:
         if request.method in METHODS:
             count_down(request)
         if filters.upstream_request_filter is not None:
-            session.phase = "upstream_request_filter"
+            session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
         first = await run_exchange(exchange, nursery)
@@ -322,7 +324,7 @@ class Engine:
         error.as_up()
         callback = self._filters.fail_to_connect
         if callback is not None:
-            session.phase = "fail_to_connect"
+            session._phase = "fail_to_connect"
             try:
                 returned = callback(session, peer, ctx, error)
             except Exception as exc:  # it may not fail: the error that was passed in stands
@@ -353,7 +355,7 @@ class Engine:
     def _call_error_while_proxy(
         self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError, reused: bool
     ) -> ProxyError:
-        session.phase = "error_while_proxy"
+        session._phase = "error_while_proxy"
         try:
             returned = self._filters.error_while_proxy(peer, session, error, ctx, reused)
         except Exception as exc:  # it may not fail: the error that was passed in stands
@@ -370,11 +372,11 @@ class Engine:
         self, session: Session, ctx: Any, error: ProxyError, *, before_upstream: bool
     ) -> None:
         """Give the request its error response, or its abort, and the log its line."""
-        if session.failed:  # the client left while it ran
+        if session._failed:  # the client left while it ran
             return
-        session.failed = True
+        session._failed = True
         started = session.response_started()
-        session.phase = "fail_to_proxy"
+        session._phase = "fail_to_proxy"
         try:
             outcome = await self._filters.fail_to_proxy(session, error, ctx)
             if not isinstance(outcome, FailToProxy):
@@ -434,9 +436,9 @@ class Engine:
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + self._conf.logging_timeout
         ):
-            if session.held is not None:
-                peer, reused = session.held
-                session.held = None
+            if session._held is not None:
+                peer, reused = session._held
+                session._held = None
                 error = self._call_error_while_proxy(session, ctx, peer, error, reused)
             await self._fail(session, ctx, error, before_upstream=False)
         session.error = error
@@ -446,7 +448,7 @@ class Engine:
         callback = self._filters.logging
         if callback is None:
             return
-        session.phase = "logging"
+        session._phase = "logging"
         seconds = self._conf.logging_timeout
         with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
             try:
@@ -464,7 +466,7 @@ class Engine:
         callback = self._filters.suppress_error_log
         if callback is None:
             return False
-        session.phase = "suppress_error_log"
+        session._phase = "suppress_error_log"
         try:
             return bool(callback(session, ctx, error))
         except Exception as exc:  # it may not fail: the line is logged
@@ -472,7 +474,7 @@ class Engine:
             return False
 
     def _summary(self, session: Session, ctx: Any = None) -> str:
-        session.phase = "request_summary"
+        session._phase = "request_summary"
         try:
             return str(self._filters.request_summary(session, ctx))
         except Exception as exc:  # it may not fail: the built-in text stands in
@@ -490,8 +492,8 @@ class Engine:
             status=response.status if response is not None else 0,
             body_bytes_sent=session.body_bytes_sent(),
             body_bytes_received=session.body_bytes_read(),
-            duration=trio.current_time() - session.started,
-            upstream=session.peer_name,
+            duration=trio.current_time() - session._started,
+            upstream=session._peer_name,
             error=str(session.error) if session.error is not None else None,
-            started_at=wall_time() - (trio.current_time() - session.started),
+            started_at=wall_time() - (trio.current_time() - session._started),
         )

@@ -25,7 +25,7 @@ def as_proxy_error(exc: BaseException, session: Session, phase: str | None = Non
       session: Whose it is; its phase names the callback.
       phase: The callback's name, where the session's phase may be that of the other direction.
     """
-    name = phase or session.phase or "a callback"
+    name = phase or session._phase or "a callback"
     exc = unwrap(exc)
     if isinstance(exc, ProxyError):
         return exc
@@ -43,4 +43,6 @@ def log_failure(exc: Exception, session: Session) -> None:
     """
     raised = unwrap(exc)
     if not (isinstance(raised, ProxyError) and raised.esource is ErrorSource.DOWNSTREAM):
-        log.error("%s raised %s: %s", session.phase, type(raised).__name__, raised, exc_info=raised)
+        log.error(
+            "%s raised %s: %s", session._phase, type(raised).__name__, raised, exc_info=raised
+        )

@@ -69,7 +69,7 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
       ProxyError: the attempt failed.
       Exception: what a filter raised.
     """
-    body = exchange.session.body
+    body = exchange.session._body
     body.start_attempt()
     if not body.expected:
         if exchange.request.offers is not None:
@@ -161,7 +161,7 @@ async def _send_without_body(exchange: Exchange) -> None:
     if body_filter is not None:
         session = exchange.session
         chunk = BodyChunk()
-        session.phase = "request_body_filter"
+        session._phase = "request_body_filter"
         await body_filter(session, chunk, True, exchange.ctx)
         declared = Declared.of(request.headers, "request_body_filter")
         declared.count(chunk.data)
@@ -188,7 +188,7 @@ async def _upload(exchange: Exchange) -> None:
 async def pump_request(exchange: Exchange) -> None:
     """Carry the request, head first, from the client to the origin until its end."""
     session, ctx = exchange.session, exchange.ctx
-    body = session.body
+    body = session._body
     body_filter = exchange.filters.request_body_filter
     declared = Declared.of(
         exchange.request.headers,
@@ -275,7 +275,7 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                             declared.finish()
                     out.append(event)
                     if event.end:  # type: ignore[union-attr]
-                        await session.send_events(*out)
+                        await session._send_events(*out)
                         return None
                     continue
                 last = event.end  # type: ignore[union-attr]
@@ -289,23 +289,23 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 elif last:
                     out.append(END)
                 if last:
-                    await session.send_events(*out)
+                    await session._send_events(*out)
                     return None
             elif kind is ResponseHeader:
                 head: ResponseHeader = event  # type: ignore[assignment]
                 strip_response(head)
                 length_as_received = head.headers.get_bytes(b"content-length")
                 if filters.upstream_response_filter is not None:
-                    session.phase = "upstream_response_filter"
+                    session._phase = "upstream_response_filter"
                     await filters.upstream_response_filter(session, head, ctx)
                 if filters.response_filter is not None:
-                    session.phase = "response_filter"
+                    session._phase = "response_filter"
                     await filters.response_filter(session, head, ctx)
                 if head.status == 101:
-                    await session.send_events(*out, head)
+                    await session._send_events(*out, head)
                     return batch[index + 1 :]
                 if head.status < 200:
-                    if not session.ignores_info(head.status):
+                    if not session._ignores_info(head.status):
                         out.append(head)
                     continue
                 has_body = response_has_body(head, exchange.request.method, length_as_received)
@@ -341,10 +341,10 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 if declared.changed:
                     declared.finish()
                 out.append(END)
-                await session.send_events(*out)
+                await session._send_events(*out)
                 return None
         if out:
-            await session.send_events(*out)
+            await session._send_events(*out)
             out = []
 
 
@@ -355,7 +355,7 @@ async def filter_chunk(
     session, filters, ctx = exchange.session, exchange.filters, exchange.ctx
     body_filter = filters.upstream_response_body_filter
     if body_filter is not None:
-        session.phase = "upstream_response_body_filter"
+        session._phase = "upstream_response_body_filter"
         delay = body_filter(session, chunk, last, ctx)
         if filters.upstream_response_body_filter_is_async:
             delay = await delay
@@ -363,7 +363,7 @@ async def filter_chunk(
             out = await _delayed(session, out, delay)
     body_filter = filters.response_body_filter
     if body_filter is not None:
-        session.phase = "response_body_filter"
+        session._phase = "response_body_filter"
         delay = body_filter(session, chunk, last, ctx)
         if filters.response_body_filter_is_async:
             delay = await delay
@@ -374,9 +374,9 @@ async def filter_chunk(
 
 async def _delayed(session: Session, out: list[ResponseEvent], seconds: Any) -> list[ResponseEvent]:
     if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-        raise ValueError(f"{session.phase} returned {seconds!r}: seconds, 0 or more, are right")
+        raise ValueError(f"{session._phase} returned {seconds!r}: seconds, 0 or more, are right")
     if out:
-        await session.send_events(*out)
+        await session._send_events(*out)
     await trio.sleep(seconds)
     return []
 
@@ -388,11 +388,11 @@ async def _end_with_trailers(
     session, filters, ctx = exchange.session, exchange.filters, exchange.ctx
     trailers = filter_trailers(trailers)
     if filters.upstream_response_trailer_filter is not None:
-        session.phase = "upstream_response_trailer_filter"
+        session._phase = "upstream_response_trailer_filter"
         filters.upstream_response_trailer_filter(session, trailers, ctx)
     replacement: bytes | None = None
     if filters.response_trailer_filter is not None:
-        session.phase = "response_trailer_filter"
+        session._phase = "response_trailer_filter"
         received = trailers.copy()
         try:
             replacement = await filters.response_trailer_filter(session, trailers, ctx)
@@ -406,7 +406,7 @@ async def _end_with_trailers(
         out.append(Data(replacement, True))
     else:
         out += (Trailers(trailers), END)
-    await session.send_events(*out)
+    await session._send_events(*out)
 
 
 def response_has_body(head: ResponseHeader, method: str, length: bytes | None) -> bool:

@@ -54,19 +54,19 @@ class Session:
         "_body",
         "_body_bytes_sent",
         "_continue_sent",
+        "_failed",
         "_finished",
+        "_held",
         "_ignore_info",
+        "_peer_name",
+        "_phase",
         "_request",
         "_response",
         "_services",
+        "_started",
+        "_upstream",
         "downstream_session",
         "error",
-        "failed",
-        "held",
-        "peer_name",
-        "phase",
-        "started",
-        "upstream",
     )
 
     def __init__(
@@ -88,15 +88,15 @@ class Session:
         self._finished = False
         self._continue_sent = False
         self._ignore_info = False
-        self.started = trio.current_time()
-        self.phase = ""
+        self._started = trio.current_time()
+        self._phase = ""
         self.error: ProxyError | None = None
         #: Whether `fail_to_proxy` has been called.
-        self.failed = False
+        self._failed = False
         #: The peer whose connection the running attempt holds, and whether it was reused.
-        self.held: tuple[HttpPeer, bool] | None = None
-        self.peer_name: str | None = None
-        self.upstream: UpstreamStream | None = None
+        self._held: tuple[HttpPeer, bool] | None = None
+        self._peer_name: str | None = None
+        self._upstream: UpstreamStream | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self._request.method} {self._request.path!r} from {self.client_addr()}>"
@@ -235,10 +235,6 @@ class Session:
         response = self._response
         return response is not None and (response.status >= 200 or response.status == 101)
 
-    def response_finished(self) -> bool:
-        """Tell whether the response was written to its end."""
-        return self._finished
-
     def body_bytes_sent(self) -> int:
         """Return the payload bytes of the response written so far."""
         return self._body_bytes_sent
@@ -260,9 +256,9 @@ class Session:
             )
             return
         if end_of_stream:
-            await self.send_events(resp, END)
+            await self._send_events(resp, END)
         else:
-            await self.send_events(resp)
+            await self._send_events(resp)
 
     async def write_response_header_ref(
         self, resp: ResponseHeader, end_of_stream: bool = False
@@ -278,13 +274,13 @@ class Session:
             Content-Length.
         """
         if data:
-            await self.send_events(Data(bytes(data), end_of_stream))
+            await self._send_events(Data(bytes(data), end_of_stream))
         elif end_of_stream and not self._finished:
-            await self.send_events(END)
+            await self._send_events(END)
 
     async def write_response_trailers(self, trailers: Headers) -> None:
         """Write the trailers and end the response; an HTTP/1.0 client gets the end alone."""
-        await self.send_events(Trailers(trailers), END)
+        await self._send_events(Trailers(trailers), END)
 
     async def respond_error(self, code: int) -> None:
         """Answer with an empty canned response; see `respond_error_with_body`."""
@@ -313,20 +309,20 @@ class Session:
             return
         self.downstream_session.keepalive = None
         if body:
-            await self.send_events(resp, Data(body, True))
+            await self._send_events(resp, Data(body, True))
         else:
-            await self.send_events(resp, END)
+            await self._send_events(resp, END)
 
     async def write_continue_response(self) -> None:
         """Send ``100 Continue``, unless something was already written."""
         if self._response is None and not self._continue_sent:
             self._continue_sent = True
-            await self.send_events(ResponseHeader(100))
+            await self._send_events(ResponseHeader(100))
 
     async def finish_body(self) -> None:
         """End a response whose head was written; does nothing where it has ended."""
         if self.response_started() and not self._finished:
-            await self.send_events(END)
+            await self._send_events(END)
 
     async def finish(self) -> None:
         """Do the same as `finish_body`; the connection is settled by the server."""
@@ -337,7 +333,7 @@ class Session:
         self.downstream_session.keepalive = None
         await self.downstream_session.aclose()
 
-    async def send_events(self, *events: ResponseEvent) -> None:
+    async def _send_events(self, *events: ResponseEvent) -> None:
         """Send events of the response as they are, and count them (the engine's own way out)."""
         before = (self._body_bytes_sent, self._finished, self._response)
         for event in events:
@@ -361,11 +357,11 @@ class Session:
 
     def upstream_body_bytes_received(self) -> int:
         """Return the payload bytes that the last attempt received from the origin."""
-        return self.upstream.body_bytes_received if self.upstream is not None else 0
+        return self._upstream.body_bytes_received if self._upstream is not None else 0
 
     def upstream_write_pending_time(self) -> float:
         """Return the seconds that the last attempt was parked in writing to the origin."""
-        return self.upstream.write_pending_time if self.upstream is not None else 0.0
+        return self._upstream.write_pending_time if self._upstream is not None else 0.0
 
     def set_forwarding_fields(
         self,
@@ -445,7 +441,7 @@ class Session:
         """Drop informational responses, but 101, and 100 where the client expects it."""
         self._ignore_info = ignore
 
-    def ignores_info(self, status: int) -> bool:
+    def _ignores_info(self, status: int) -> bool:
         """Tell whether an informational response of this status is kept from the client."""
         facts = self._request.facts
         expects = facts is not None and facts.expect_continue
@@ -460,8 +456,3 @@ class Session:
     def set_abort_on_close(self, abort: bool) -> None:
         """Choose whether the client's half-close after its request aborts the exchange."""
         self.downstream_session.abort_on_close = abort
-
-    @property
-    def body(self) -> RequestBody:
-        """The request's body, as the engine reads it."""
-        return self._body

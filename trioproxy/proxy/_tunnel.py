@@ -133,7 +133,7 @@ async def _towards_origin(tunnel: Tunnel) -> None:
         for event in batch:
             data = event.data if type(event) is Data else None
             last = data is None
-            session.body.bytes_read += len(data or b"")
+            session._body.bytes_read += len(data or b"")
             if body_filter is not None:
                 chunk.put(data)
                 await body_filter(session, chunk, last, exchange.ctx)
@@ -167,9 +167,9 @@ async def _towards_client(tunnel: Tunnel, batch: list[ResponseEvent] | None) -> 
             if data:
                 out.append(Data(data))
             if last:
-                await session.send_events(*out, END)
+                await session._send_events(*out, END)
                 tunnel.half_closed()
                 return
         if out:
-            await session.send_events(*out)
+            await session._send_events(*out)
         batch = await tunnel.receive(exchange.upstream)
