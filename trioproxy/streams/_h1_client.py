@@ -360,11 +360,11 @@ class H1UpstreamStream(UpstreamStream):
         It is used up by waiting alone: neither a 1xx in between nor a filter of ours that takes its
         time starts it anew or lets it run (rows U1-06, T-03).
         """
-        self._waiting_since = trio.current_time()
+        now = self._waiting_since = trio.current_time()
         if self._over or self._head_left is None:
             self._connection.timer.disarm()
         else:
-            self._connection.timer.arm(self._head_left, "waiting for the response's head")
+            self._connection.timer.at(now + self._head_left, "waiting for the response's head")
 
     async def receive_batch(self) -> list[ResponseEvent]:
         """Return what is decoded of the response; see `MessageStream.receive_batch`."""

@@ -444,12 +444,13 @@ class H1DownstreamStream(DownstreamStream):
                     connection.timer.arm(self._credit, f"content at {rate:g} bytes a second")
                 else:
                     connection.timer.arm(self.read_timeout, "more of the request's content")
-            started = trio.current_time()
+            started = trio.current_time() if self._credit != math.inf else 0.0
             try:
                 await connection.bell.wait()
             finally:
                 connection.timer.disarm()
-                self._credit -= trio.current_time() - started
+                if self._credit != math.inf:
+                    self._credit -= trio.current_time() - started
         batch = connection.take()
         if self._credit != math.inf:
             self._add_credit(batch)
