@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import resource
 import socket
 import sys
@@ -458,6 +459,37 @@ async def test_tcp_info_is_read_when_it_is_asked_for(origin: socket.socket) -> N
     stream.close_now()
     assert info.read_tcp_info() is None
     accepted.close()
+
+
+# The numbers of struct tcp_info behind its eight bytes, as linux/tcp.h has them.
+KERNEL = re.findall(
+    r"\w+",
+    """rto ato snd_mss rcv_mss unacked sacked lost retrans fackets
+    last_data_sent last_ack_sent last_data_recv last_ack_recv
+    pmtu rcv_ssthresh rtt rttvar snd_ssthresh snd_cwnd advmss reordering
+    rcv_rtt rcv_space total_retrans""",
+)
+
+
+@linux
+def test_each_number_of_tcp_info_is_the_one_that_its_name_says(origin: socket.socket) -> None:
+    raw = bytes([7, *range(100, 107)])
+    raw += b"".join(number.to_bytes(4, sys.byteorder) for number in range(len(KERNEL)))
+
+    class Kernel:
+        def getsockopt(self, _level: int, _option: int, size: int) -> bytes:
+            return raw[:size]
+
+    stream = SocketStream(origin)
+    stream._sock = Kernel()  # type: ignore[assignment]  # all that is asked of it here
+    told = stream.tcp_info()
+    assert told is not None
+    assert told.state == 7
+    assert told.rtt == pytest.approx(KERNEL.index("rtt") / 1e6)
+    assert told.rtt_var == pytest.approx(KERNEL.index("rttvar") / 1e6)
+    assert told.retransmits == KERNEL.index("total_retrans")
+    for name in ("snd_mss", "snd_cwnd", "unacked", "lost"):
+        assert getattr(told, name) == KERNEL.index(name)
 
 
 async def test_a_unix_socket_has_no_tcp_info(tmp_path: Path) -> None:

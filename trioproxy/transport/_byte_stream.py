@@ -195,12 +195,12 @@ class SocketStream(ByteStream):
 
     def tcp_info(self) -> TcpInfo | None:
         """Return what the kernel knows; see `ByteStream.tcp_info`."""
-        if self._closed or sys.platform != "linux":
+        if sys.platform != "linux":
             return None
         try:
             raw = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
             values = _TCP_INFO.unpack(raw)
-        except (OSError, struct.error):  # a unix socket, or a kernel that knows less
+        except (OSError, struct.error):  # closed, a unix socket, or a kernel that knows less
             return None
         micro = 1e-6
         return TcpInfo(
