@@ -6,6 +6,8 @@ groups of pyproject.toml, so that nothing is listed twice.
 
 from __future__ import annotations
 
+import argparse
+import random
 from pathlib import Path
 
 import nox
@@ -70,10 +72,13 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Run the property tests for long: ``-- SEED`` repeats a run."""
+    """Run the proving ground and the property tests for long: ``-- --seed N --minutes M``."""
     install(session, "tests")
-    arguments = list(session.posargs)
-    seed = arguments.pop(0) if arguments and arguments[0].isdecimal() else None
-    if seed is not None:
-        arguments += [f"--hypothesis-seed={seed}", f"--randomly-seed={seed}"]
-    session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=deep", *arguments)
+    parser = argparse.ArgumentParser(prog="nox -s fuzz --")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**9))
+    parser.add_argument("--minutes", default="10", help="of the proving ground")
+    options, arguments = parser.parse_known_args(session.posargs)
+    seed = str(options.seed)
+    session.run("python", "-m", "trioproxy.testing", "--seed", seed, "--minutes", options.minutes)
+    seeds = (f"--hypothesis-seed={seed}", f"--randomly-seed={seed}")
+    session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=deep", *seeds, *arguments)

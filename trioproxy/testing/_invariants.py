@@ -44,7 +44,8 @@ def check_invariants(observed: Observed) -> None:
     found = broken(observed)
     if found:
         listed = "\n".join(f"- {each}" for each in found)
-        raise AssertionError(f"broken invariants:\n{listed}\n\n{observed.scenario.script()}")
+        script = observed.scenario.script(observed.step, observed.deed)
+        raise AssertionError(f"broken invariants:\n{listed}\n\n{script}")
 
 
 # -- 1: callbacks --------------------------------------------------------------------------------

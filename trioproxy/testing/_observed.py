@@ -94,6 +94,9 @@ class Observed:
     """All that a run showed."""
 
     scenario: Scenario
+    #: The step before which the deed was done, 0 for none.
+    step: int = 0
+    deed: str = "cancel"
     trace: list[str] = attrs.field(factory=list)
     asked: dict[int, Asked] = attrs.field(factory=dict)
     contexts: list[Ctx] = attrs.field(factory=list)

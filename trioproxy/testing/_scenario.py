@@ -164,9 +164,12 @@ class Scenario(Value):
                 found.append((len(found), client, request))
         return found
 
-    def script(self) -> str:
-        """Return a program that runs this scenario and checks it."""
-        return f"from trioproxy.testing import *\n\ncheck_invariants(run_scenario({self!r}))\n"
+    def script(self, step: int = 0, deed: str = "cancel") -> str:
+        """Return a program that runs this scenario and checks it; see `run_scenario`."""
+        more = f", step={step}, deed={deed!r}" if step else ""
+        return (
+            f"from trioproxy.testing import *\n\ncheck_invariants(run_scenario({self!r}{more}))\n"
+        )
 
 
 # -- making them up ------------------------------------------------------------------------------

@@ -607,7 +607,7 @@ def run_scenario(scenario: Scenario, *, step: int = 0, deed: str = "cancel") -> 
       deed: ``"cancel"`` or ``"drain"`` the server; or the first client ends by ``"leave"``,
         ``"half-close"`` or ``"reset"``.
     """
-    observed = Observed(scenario)
+    observed = Observed(scenario, step, deed)
     world = World(scenario, observed)
     watch = _Watch(step, None)
     log = logging.getLogger("trioproxy")

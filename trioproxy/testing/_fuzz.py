@@ -1,0 +1,108 @@
+"""The long run: session after session, each from its number alone.
+
+A third of them are run once more, with a deed done before one of their steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from .._clock import wall_time
+from ._invariants import broken
+from ._observed import Observed
+from ._scenario import Scenario, make_scenario, shrink
+from ._world import DEEDS, run_scenario
+
+#: Failures that end a run.
+ENOUGH = 5
+
+
+@attrs.frozen
+class Failure:
+    """A session that broke an invariant, made small.
+
+    Attributes:
+      seed: Its number.
+      found: What is broken.
+      script: A program that shows it.
+    """
+
+    seed: int
+    found: list[str]
+    script: str
+
+
+def run_session(seed: int) -> Observed:
+    """Run the session of a number; return its only run, or the one that was ended at a step."""
+    source = random.Random(seed)
+    scenario = make_scenario(source.choice, seed)
+    observed = run_scenario(scenario)
+    if broken(observed) or source.randrange(3) or not observed.steps:
+        return observed
+    step, deed = source.randint(1, observed.steps), source.choice(DEEDS)
+    return run_scenario(scenario, step=step, deed=deed)
+
+
+def _explain(seed: int, observed: Observed) -> Failure:
+    """Make a failing session small."""
+    kind = broken(observed)[0][:2]
+
+    def fails(scenario: Scenario) -> bool:
+        found = broken(run_scenario(scenario, step=observed.step, deed=observed.deed))
+        return any(each.startswith(kind) for each in found)
+
+    small = shrink(observed.scenario, fails)
+    found = broken(run_scenario(small, step=observed.step, deed=observed.deed))
+    return Failure(seed, found, small.script(observed.step, observed.deed))
+
+
+def fuzz(
+    seed: int,
+    *,
+    minutes: float = 1.0,
+    sessions: int | None = None,
+    write: Callable[[str], object] | None = None,
+) -> list[Failure]:
+    """Run sessions from a number on; return those that broke an invariant.
+
+    Args:
+      seed: The number of the first session.
+      minutes: How long, where `sessions` does not say.
+      sessions: How many.
+      write: Gets what there is to tell, standard output where none is given.
+    """
+    write = sys.stdout.write if write is None else write
+    failures: list[Failure] = []
+    started = wall_time()
+    count = 0
+    while len(failures) < ENOUGH and (
+        count < sessions if sessions is not None else wall_time() - started < minutes * 60
+    ):
+        observed = run_session(seed + count)
+        count += 1
+        if broken(observed):
+            failure = _explain(seed + count - 1, observed)
+            failures.append(failure)
+            listed = "\n".join(f"# {each}" for each in failure.found)
+            write(f"\n# session {failure.seed}\n{listed}\n{failure.script}\n")
+    write(f"{count} sessions from seed {seed}: {len(failures)} broke an invariant\n")
+    return failures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m trioproxy.testing``; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trioproxy.testing", description="Run a proxy in memory, under faults."
+    )
+    parser.add_argument("--seed", type=int, help="the number of the first session")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long to run")
+    parser.add_argument("--sessions", type=int, help="how many to run, in place of a time")
+    options = parser.parse_args(arguments)
+    seed = options.seed if options.seed is not None else random.randrange(10**9)
+    failures = fuzz(seed, minutes=options.minutes, sessions=options.sessions)
+    return 1 if failures else 0
