@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -34,6 +36,7 @@ from tests._support.recording import (
     open_gateway,
     post,
 )
+from tests.server._network import an_origin, ask, receive_until, serving
 from trioproxy import (
     ErrorSource,
     ErrorType,
@@ -155,10 +158,6 @@ async def test_f_01_reverse_goes_on_to_its_next_origin(
 async def test_f_02_every_address_that_failed_is_in_the_log_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import socket
-
-    from tests.server._network import ask, serving
-
     with socket.socket() as one, socket.socket() as two:  # bound, but nobody listens
         ports = []
         for sock in (one, two):
@@ -227,6 +226,41 @@ async def test_f_04_also_where_the_write_is_what_failed(
         assert (await gateway.exchange(request_)).status == 200
     assert proxy.the("error_while_proxy").args["e"].etype == ErrorType.WriteError
     assert proxy.the("error_while_proxy").args["client_reused"] is True
+
+
+@pytest.mark.socket
+@pytest.mark.parametrize("how", ["closed when idle", "reset when idle", "closed", "reset"])
+async def test_f_04_over_sockets(how: str) -> None:
+    served = 0
+    gone = trio.Event()
+
+    async def handler(stream: trio.SocketStream) -> None:
+        nonlocal served
+        number = served
+        served += 1
+        await receive_until(stream, b"\r\n\r\n")
+        await stream.send_all(OK)
+        if number == 0:
+            if "idle" not in how:
+                await receive_until(stream, b"\r\n\r\n")
+            if "reset" in how:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await stream.aclose()
+            gone.set()
+        else:
+            await stream.receive_some()
+
+    with trio.fail_after(20):
+        async with (
+            an_origin(handler) as url,
+            serving(Reverse([HttpPeer.parse(url)])) as running,
+        ):
+            assert (await ask(running.urls[0])).status == 200
+            if "idle" in how:
+                await gone.wait()
+            assert (await ask(running.urls[0])).status == 200
+            assert running.statistics().retries <= 1
+    assert served == 2
 
 
 async def test_f_04_it_is_repeated_once_and_on_a_new_connection(autojump_clock: MockClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -26,6 +27,7 @@ from tests._support.recording import (
     open_gateway,
     post,
 )
+from tests.server._network import an_origin, connect, receive_until, serving
 from trioproxy import (
     ErrorSource,
     ErrorType,
@@ -39,14 +41,17 @@ NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 STOLEN = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen"
 
 
+@attrs.define
 class NoFilters(ProxyHttp[None]):
     """A proxy that overrides nothing it need not."""
+
+    peer: HttpPeer = ORIGIN
 
     def new_ctx(self) -> None:
         return None
 
     async def upstream_peer(self, session: Session, ctx: None) -> HttpPeer:
-        return ORIGIN
+        return self.peer
 
 
 async def pooled(gateway: Gateway) -> int:
@@ -285,6 +290,37 @@ async def test_u1_05_without_a_response_the_write_is_what_failed(autojump_clock:
         await client.send(b"123456789")
         assert (await client.message()).status == 502
     assert len(proxy.of("upstream_peer")) == 1
+
+
+@pytest.mark.socket
+async def test_u1_05_over_sockets_whose_origin_resets_behind_its_response() -> None:
+    """It closes with most of the upload unread, so that its kernel sends a reset."""
+
+    async def handler(stream: trio.SocketStream) -> None:
+        await receive_until(stream, b"\r\n\r\n")
+        await stream.send_all(TOO_LARGE)
+
+    async def upload(stream: trio.SocketStream) -> None:
+        try:
+            await stream.send_all(bytes(8 << 20))
+        except trio.BrokenResourceError:
+            pass  # the gateway reads on for a while only
+
+    with trio.fail_after(20):
+        async with (
+            an_origin(handler) as url,
+            serving(NoFilters(HttpPeer.parse(url))) as running,
+            await connect(running.urls[0]) as stream,
+            trio.open_nursery() as nursery,
+        ):
+            await stream.send_all(
+                b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (8 << 20)
+            )
+            nursery.start_soon(upload, stream)
+            response = await receive_until(stream, b"no!")
+            assert response.startswith(b"HTTP/1.1 413 ")
+            assert b"\r\nConnection: close\r\n" in response
+            nursery.cancel_scope.cancel()
 
 
 # -- U1-06, U1-07: informational responses -------------------------------------------------------
