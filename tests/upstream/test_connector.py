@@ -56,3 +56,18 @@ async def test_f_01_a_refused_connection_is_the_connectors_error() -> None:
         with trio.fail_after(10), pytest.raises(ProxyError) as caught:
             await SocketConnector(ServerConf()).connect(peer)
     assert caught.value.etype == ErrorType.ConnectRefused
+
+
+async def test_r_09_the_total_timeout_is_for_the_look_up_too(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def resolve(*_args: object) -> Any:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("trioproxy.transport._connect._resolve", resolve)
+    peer = HttpPeer("slow.example", 80, options=PeerOptions(total_connection_timeout=3))
+    with trio.fail_after(100), pytest.raises(ProxyError) as caught:
+        await SocketConnector(ServerConf()).connect(peer)
+    assert caught.value.etype == ErrorType.ConnectTimedout
+    assert caught.value.context == "connecting to slow.example: no answer in 3 s"
+    assert trio.current_time() == pytest.approx(3)
