@@ -28,7 +28,7 @@ FaultKind = Literal["reset", "fin", "stall", "silence"]
 
 @attrs.frozen(repr=False)
 class Fault(Value):
-    """What goes wrong in one direction of a link once `at` bytes have passed.
+    """What goes wrong in one direction of a link once some bytes have passed.
 
     Attributes:
       kind: ``"reset"`` breaks the link; ``"fin"`` ends this direction, and what is sent later is
