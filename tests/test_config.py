@@ -164,6 +164,12 @@ def test_a_listener_reads_its_address(
     )
 
 
+def test_a_listener_takes_text_alone() -> None:
+    port: Any = 8080
+    with pytest.raises(ValueError, match=r"^8080 is not a bind address"):
+        Listener.parse(port)
+
+
 @pytest.mark.parametrize(
     "address",
     [

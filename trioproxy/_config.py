@@ -187,6 +187,8 @@ class Listener:
         wrong = ValueError(
             f"{address!r} is not a bind address: host:port, [v6]:port or unix:PATH is right"
         )
+        if not isinstance(address, str):
+            raise wrong
         if address.startswith("unix:"):
             path = address.removeprefix("unix:")
             if not path:

@@ -535,7 +535,7 @@ async def test_the_request_filter_may_give_a_body_to_a_request_that_has_none(
     assert got[0].body == b"made up"
 
 
-# -- more or fewer bytes than were declared (decision 41) ----------------------------------------
+# -- more or fewer bytes than were declared -----------------------------------------------------
 
 NAMES = {
     "request": ("request_body_filter", "upstream_request_filter"),

@@ -194,7 +194,7 @@ class Engine:
         return error_left
 
     async def _answered(self, session: Session) -> ProxyError | None:
-        """End a request that `request_filter` says it answered (decision 8 where it did not)."""
+        """End a request that `request_filter` says it answered; a 500 where it did not."""
         if not session.response_started():
             self._services.log.error(
                 "request_filter returned True and answered nothing: %s", self._summary(session)
@@ -349,7 +349,7 @@ class Engine:
             and upstream.anything_sent
             and session.req_header().method not in _IDEMPOTENT
         ):
-            error.set_retry(False)  # decision 3: never a second POST on a guess
+            error.set_retry(False)  # never a second POST on a guess (RFC 9110 section 9.2.2)
         return self._call_error_while_proxy(session, ctx, peer, error, upstream.reused)
 
     def _call_error_while_proxy(
@@ -427,7 +427,7 @@ class Engine:
             session.downstream_session.keepalive = None
 
     async def _client_left(self, session: Session, ctx: Any) -> None:
-        """Tell the callbacks that the client is gone (decision 43), shielded and bounded."""
+        """Tell the callbacks that the client is gone, shielded and bounded."""
         stream = session.downstream_session
         stream.keepalive = None
         error = session.error or stream.departure
@@ -444,7 +444,7 @@ class Engine:
         session.error = error
 
     async def _log(self, session: Session, ctx: Any) -> None:
-        """Run ``logging``: last, once, shielded, with a deadline of its own (decision 29)."""
+        """Run ``logging``: last, once, shielded, with a deadline of its own."""
         callback = self._filters.logging
         if callback is None:
             return

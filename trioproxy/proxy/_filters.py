@@ -321,8 +321,8 @@ class ProxyHttp(ABC, Generic[CtxT]):
         """See how the request ended; write your access log here.
 
         When: exactly once, last, on success, error, early answer and cancellation, shielded from
-        cancellation for one second. The response is out: writing is useless. It may not fail.
-        Default: nothing. Pingora: ``logging``.
+        cancellation for ``ServerConf.logging_timeout`` (one second). The response is out: writing
+        is useless. It may not fail. Default: nothing. Pingora: ``logging``.
         """
 
     # (persist_connection_context has its place here.)

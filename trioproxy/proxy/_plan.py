@@ -90,15 +90,15 @@ def _coroutine(function: Callable[..., Any]) -> bool:
     )
 
 
-def _example(name: str, count: int, kind: str, base: type) -> str:
+def _example(name: str, kind: str, base: type) -> str:
     signature = inspect.signature(getattr(base, name))
     names = ", ".join(signature.parameters)
     keyword = "def" if kind == EITHER else kind
-    return f"{keyword} {name}({names})" if count >= 0 else name
+    return f"{keyword} {name}({names})"
 
 
 def check_class(cls: type, base: type) -> None:
-    """Refuse wrong overrides in a trait class that is being made (decision of the trait).
+    """Refuse wrong overrides in a trait class that is being made.
 
     Args:
       cls: The new class.
@@ -140,17 +140,16 @@ def check_class(cls: type, base: type) -> None:
             signature.bind(*arguments)
         except TypeError:
             raise TypeError(
-                f"{label} takes the wrong arguments: {_example(name, count, kind, base)} was meant"
+                f"{label} takes the wrong arguments: {_example(name, kind, base)} was meant"
             ) from None
         is_async = _coroutine(function)
         if kind == ASYNC and not is_async:
             raise TypeError(
-                f"{label} must be a coroutine function: "
-                f"{_example(name, count, kind, base)} was meant"
+                f"{label} must be a coroutine function: {_example(name, kind, base)} was meant"
             )
         if kind == SYNC and is_async:
             raise TypeError(
-                f"{label} must be a plain function: {_example(name, count, kind, base)} was meant"
+                f"{label} must be a plain function: {_example(name, kind, base)} was meant"
             )
 
 

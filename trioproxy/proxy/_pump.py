@@ -56,7 +56,7 @@ class Exchange:
     upload_done: trio.Event = attrs.field(factory=trio.Event)
     #: Why the upload failed on our or the client's side: fatal to the attempt.
     upload_error: ProxyError | None = None
-    #: Why the origin no longer takes the upload: the response may still come (trait 10.5).
+    #: Why the origin no longer takes the upload: the response may still come.
     send_error: ProxyError | None = None
 
 
@@ -140,7 +140,7 @@ async def _offer_upgrade(exchange: Exchange) -> list[ResponseEvent] | None:
     """Send a request that offers to switch protocols, and go on as the origin decides.
 
     The end of the request's body is told once: now, where the origin answered as to any request, or
-    by the tunnel when the client half-closes (decision 2).
+    by the tunnel when the client half-closes.
     """
     await _send(exchange, exchange.request, END)
     first = await _respond(exchange)
@@ -155,7 +155,7 @@ async def _offer_upgrade(exchange: Exchange) -> list[ResponseEvent] | None:
 
 
 async def _send_without_body(exchange: Exchange) -> None:
-    """Send a request that has no body; its filter may give it one (decision 2)."""
+    """Send a request that has no body; its filter may give it one."""
     request = exchange.request
     body_filter = exchange.filters.request_body_filter
     if body_filter is not None:
@@ -419,7 +419,7 @@ def response_has_body(head: ResponseHeader, method: str, length: bytes | None) -
 
 @attrs.define(eq=False)
 class Declared:
-    """What a head says of its body's length, against what the filters make of it (decision 41)."""
+    """What a head says of its body's length, against what the filters make of it."""
 
     length: int | None
     culprit: str

@@ -2,7 +2,7 @@
 
 Towards the origin: downstream -> `request_body_filter` -> upstream. Towards the client: upstream ->
 `upstream_response_body_filter` -> `response_body_filter` -> downstream. ``end_of_stream`` is True
-when that side half-closes (decision 2).
+when that side half-closes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ READ_AHEAD = 32768
 RATE_GRACE = 5.0
 
 Handler = Callable[[DownstreamStream], Awaitable[None]]
-#: Told of a request that was refused before any callback: status, reason, bytes of its start.
+#: Told of a request that was refused before any callback: its connection, the status, the reason.
 OnRefused = Callable[[ConnectionInfo, int, str], None]
 
 
@@ -164,7 +164,9 @@ class H1ServerConnection:
             except trio.ClosedResourceError:
                 return
             except ProxyError as exc:
-                self.broken = exc.into_down()
+                self.broken = ProxyError.because(
+                    ErrorType.ConnectionClosed, "the client's connection broke", exc
+                ).into_down()
                 self._left()
                 return
             if not data:
