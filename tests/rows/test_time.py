@@ -33,6 +33,7 @@ from trioproxy import (
     PeerOptions,
     ProxyError,
     ProxyHttp,
+    RequestHeader,
     ResponseHeader,
     ServerConf,
     Session,
@@ -424,6 +425,76 @@ async def test_t_04_it_begins_whatever_ended_the_request(
         watch = Watch()
         assert (await client.message()).status == 502
         assert watch.seconds == about(60)
+
+
+EXPECT = POST_9.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+
+
+async def test_t_04_who_stalls_before_a_100_is_the_origin(autojump_clock: MockClock) -> None:
+    async def silent(wire: Wire) -> None:
+        await wire.head()
+        await until_closed(wire)
+
+    proxy = Recorder()
+    async with open_gateway(proxy, silent) as gateway:
+        watch = Watch()
+        assert (await gateway.exchange(EXPECT)).status == 502
+        assert watch.seconds == about(60)
+    assert "waiting for the response's head" in str(the_error(proxy))
+
+
+async def test_t_04_who_stalls_behind_a_100_is_the_client(autojump_clock: MockClock) -> None:
+    async def inviting(wire: Wire) -> None:
+        await wire.head()
+        await trio.sleep(40)
+        await wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await until_closed(wire)
+
+    proxy = Recorder()
+    async with open_gateway(proxy, inviting) as gateway:
+        client = gateway.connect()
+        await client.send(EXPECT)
+        assert (await client.message()).status == 100
+        watch = Watch()
+        await trio.sleep(50)
+        await client.send(b"1")
+        assert (await client.message()).status == 408
+        assert watch.seconds == about(110)
+
+
+async def test_t_04_a_body_that_comes_without_a_100_is_the_origins_turn_when_it_ends(
+    autojump_clock: MockClock,
+) -> None:
+    async def slow(wire: Wire) -> None:
+        await wire.message()
+        await trio.sleep(50)
+        await wire.send(OK)
+        await wire.more()
+
+    async with open_gateway(Recorder(), slow) as gateway:
+        client = gateway.connect()
+        await client.send(EXPECT)
+        for number in range(9):
+            await trio.sleep(50)
+            await client.send(b"%d" % number)
+        assert (await client.message()).status == 200
+
+
+async def test_t_04_an_expectation_that_a_filter_takes_away_is_answered_by_us(
+    autojump_clock: MockClock,
+) -> None:
+    async def remove(_session: Session, head: RequestHeader, _ctx: object) -> None:
+        head.headers.remove("Expect")
+
+    got: list[Message] = []
+    proxy = Recorder(hooks={"upstream_request_filter": remove})
+    async with open_gateway(proxy, keeps(got)) as gateway:
+        client = gateway.connect()
+        await client.send(EXPECT)
+        assert (await client.message()).status == 100
+        await client.send(b"123456789")
+        assert (await client.message()).status == 200
+    assert got[0].body == b"123456789"
 
 
 async def test_t_04_each_gap_in_the_content(autojump_clock: MockClock) -> None:

@@ -78,8 +78,13 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
         return await _respond(exchange)
     if exchange.filters.request_body_filter is None and body.complete_and_pending:
         # All of it is here and nobody wants to see it: one write, and no task for it.
-        await _send(exchange, exchange.request, *await body.next_batch())
+        whole = [
+            Trailers(filter_trailers(event.headers)) if type(event) is Trailers else event
+            for event in await body.next_batch()
+        ]
+        await _send(exchange, exchange.request, *whole)
         return await _respond(exchange)
+    await _invite(exchange)
     nursery.start_soon(_upload, exchange)
     failure: Exception | None = None
     first: list[ResponseEvent] | None = None
@@ -96,6 +101,16 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
     if failure is not None:
         raise _which_failure(exchange, failure)
     return first
+
+
+async def _invite(exchange: Exchange) -> None:
+    """Send the 100 that the client waits for, where its expectation does not go on (row H1-23)."""
+    session = exchange.session
+    facts = session.req_header().facts
+    if facts is None or not facts.expect_continue or session._body.ended:
+        return
+    if b"expect" not in exchange.request.headers:
+        await session.write_continue_response()
 
 
 async def _respond(exchange: Exchange) -> list[ResponseEvent] | None:
@@ -295,13 +310,20 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 head: ResponseHeader = event  # type: ignore[assignment]
                 strip_response(head)
                 length_as_received = head.headers.get_bytes(b"content-length")
+                switches = head.status == 101
                 if filters.upstream_response_filter is not None:
                     session._phase = "upstream_response_filter"
                     await filters.upstream_response_filter(session, head, ctx)
                 if filters.response_filter is not None:
                     session._phase = "response_filter"
                     await filters.response_filter(session, head, ctx)
-                if head.status == 101:
+                if (head.status == 101) is not switches:
+                    # The origin alone switches protocols (row U1-07): what follows its head is
+                    # either a message or a tunnel, whatever a filter writes there.
+                    raise ProxyError.explain(
+                        ErrorType.InternalError, "a filter has made or unmade a 101"
+                    ).into_in()
+                if switches:
                     await session._send_events(*out, head)
                     return batch[index + 1 :]
                 if head.status < 200:

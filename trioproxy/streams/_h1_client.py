@@ -270,6 +270,7 @@ class H1UpstreamStream(UpstreamStream):
     __slots__ = (
         "_connection",
         "_head_left",
+        "_inviting",
         "_over",
         "_sent",
         "_waiting_since",
@@ -298,6 +299,8 @@ class H1UpstreamStream(UpstreamStream):
         # Seconds left of the wait for the response's head, None while it does not run: before the
         # request is written, the origin owes nothing.
         self._head_left: float | None = None
+        # Whether it is for the origin to say 100 Continue: then it owes that.
+        self._inviting = False
         self._waiting_since: float | None = None
 
     @property
@@ -345,11 +348,25 @@ class H1UpstreamStream(UpstreamStream):
         self.aborted = False
         if self.writer.finished:
             self._start_head_time(self.read_timeout)
+        elif type(first) is RequestHeader:
+            if len(events) == 1 and b"expect" in first.headers:
+                self._start_head_time(self.read_timeout)
+                self._inviting = True
+        elif self._inviting:
+            self._invited()
+
+    def _invited(self) -> None:
+        """Stop the time for the head again: the rest of the request is what is waited for now."""
+        self._inviting = False
+        self._head_left = None
+        if self._waiting_since is not None:
+            self._arm()
 
     def _start_head_time(self, seconds: float) -> None:
         """Let the time for the response's head run: the request is written, or given up."""
-        if self._over or self._head_left is not None:
+        if self._over or (self._head_left is not None and not self._inviting):
             return
+        self._inviting = False
         self._head_left = seconds
         if self._waiting_since is not None:
             self._arm()
@@ -392,6 +409,8 @@ class H1UpstreamStream(UpstreamStream):
                 break
             if event.status == 101:
                 self.writer.start_tunnel()
+            elif event.status == 100 and self._inviting and not self.writer.finished:
+                self._invited()
         return batch
 
     def _waited(self) -> None:

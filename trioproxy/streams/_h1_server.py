@@ -23,6 +23,7 @@ from .._messages import (
     END,
     Data,
     RequestEvent,
+    RequestHeader,
     ResponseEvent,
     ResponseHeader,
 )
@@ -344,6 +345,7 @@ class H1DownstreamStream(DownstreamStream):
     """One exchange on an `H1ServerConnection`."""
 
     __slots__ = (
+        "_awaits_continue",
         "_connection",
         "_credit",
         "_head_only",
@@ -387,6 +389,10 @@ class H1DownstreamStream(DownstreamStream):
         self._tunnel = False
         head = connection.events[0]
         facts = getattr(head, "facts", None)
+        # While it is not for the client to go on, its time does not run (row H1-23).
+        self._awaits_continue = (
+            facts is not None and facts.expect_continue and len(connection.events) == 1
+        )
         self._head_only = getattr(head, "method", "") == "HEAD"
         self._old_client = getattr(head, "version", "") == "HTTP/1.0"
         if facts is not None and (facts.close or (self._old_client and not facts.keep_alive)):
@@ -440,7 +446,8 @@ class H1DownstreamStream(DownstreamStream):
                 raise ProxyError.because(
                     ErrorType.HTTPStatus(408), "the request's content took too long", cause
                 ).into_down()
-            if not self._over:
+            timed = not self._over and not self._awaits_continue
+            if timed:
                 if self._credit < self.read_timeout:
                     rate = connection.options.min_receive_rate
                     connection.timer.arm(self._credit, f"content at {rate:g} bytes a second")
@@ -451,9 +458,11 @@ class H1DownstreamStream(DownstreamStream):
                 await connection.bell.wait()
             finally:
                 connection.timer.disarm()
-                if self._credit != math.inf:
+                if timed and self._credit != math.inf:
                     self._credit -= trio.current_time() - started
         batch = connection.take()
+        if self._awaits_continue and type(batch[0]) is not RequestHeader:
+            self._awaits_continue = False
         if self._credit != math.inf:
             self._add_credit(batch)
         last = batch[-1]
@@ -506,6 +515,9 @@ class H1DownstreamStream(DownstreamStream):
             exc.as_down()
             raise
         self.broken = False
+        if self._awaits_continue and type(events[0]) is ResponseHeader and events[0].status == 100:
+            self._awaits_continue = False
+            connection.bell.ring()  # who waits for the content does so within its time from now on
         if (
             writer.framing is Framing.TUNNEL
             and not connection.reader.in_tunnel
