@@ -15,10 +15,7 @@ import trio
 
 
 async def carry(
-    source: trio.SocketStream,
-    reader: h11.Connection,
-    sink: trio.SocketStream,
-    writer: h11.Connection,
+    source: trio.SocketStream, reader: h11.Connection, to: trio.SocketStream, writer: h11.Connection
 ) -> bool:
     """Carry one message; False where the source ended instead."""
     parts: list[bytes] = []
@@ -26,7 +23,7 @@ async def carry(
         event = reader.next_event()
         if event is h11.NEED_DATA:
             if parts:
-                await sink.send_all(b"".join(parts))
+                await to.send_all(b"".join(parts))
                 parts = []
             reader.receive_data(await source.receive_some(65536))
         elif isinstance(event, h11.ConnectionClosed):
@@ -34,7 +31,7 @@ async def carry(
         else:
             parts.append(writer.send(event) or b"")  # type: ignore[arg-type]  # never PAUSED here
             if isinstance(event, h11.EndOfMessage):
-                await sink.send_all(b"".join(parts))
+                await to.send_all(b"".join(parts))
                 return True
 
 

@@ -53,6 +53,57 @@ async def look(act: Callable[[Session], None], request: bytes = GET) -> None:
         assert (await gateway.exchange(request)).status == 200
 
 
+# -- what cannot be meant is refused at the call ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "text"),
+    [
+        (lambda s: s.write_response_header(200), TypeError, "200 is not a response head"),
+        (lambda s: s.respond_error(103), ValueError, "status 103 does not end a request"),
+        (
+            lambda s: s.write_response_body(b"x", True),
+            ProxyError,
+            "content was sent before the head of its message",
+        ),
+    ],
+    ids=["no head", "an informational answer", "content without a head"],
+)
+async def test_a_wrong_answer_is_refused_and_named(
+    act: Act, kind: type[Exception], text: str, autojump_clock: MockClock
+) -> None:
+    async def wrong(session: Session) -> None:
+        with pytest.raises(kind, match=text):
+            await act(session)
+
+    async with open_gateway(doing(wrong), answers(OK)) as gateway:
+        assert (await gateway.exchange(GET)).status == 200
+
+
+async def test_content_behind_the_end_is_refused_and_named(autojump_clock: MockClock) -> None:
+    async def act(session: Session) -> None:
+        await session.write_response_header(ResponseHeader(200))
+        await session.write_response_body(b"whole", True)
+        with pytest.raises(ProxyError, match="content was sent behind the end of its message"):
+            await session.write_response_body(b"more", True)
+
+    assert (await answered_by(act)).body == b"whole"
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+@pytest.mark.parametrize(
+    "knob", ["set_keepalive", "set_read_timeout", "set_write_timeout", "set_total_drain_timeout"]
+)
+async def test_a_time_that_cannot_be_is_refused(
+    knob: str, seconds: float, autojump_clock: MockClock
+) -> None:
+    def act(session: Session) -> None:
+        with pytest.raises(ValueError, match="0 or more are right, or None"):
+            getattr(session, knob)(seconds)
+
+    await look(act)
+
+
 # -- reading the request -------------------------------------------------------------------------
 
 

@@ -249,7 +249,10 @@ class Session:
 
         Raises:
           ProxyError: the client left.
+          TypeError: it is no `ResponseHeader`.
         """
+        if not isinstance(resp, ResponseHeader):
+            raise TypeError(f"{resp!r} is not a response head: a ResponseHeader is right")
         if self.response_started():
             self._services.log.warning(
                 "a second response head is ignored: %s", self.request_summary()
@@ -304,7 +307,16 @@ class Session:
         await self.write_error_response(resp, body)
 
     async def write_error_response(self, resp: ResponseHeader, body: bytes) -> None:
-        """Answer with your own head and a body, and close the connection afterwards."""
+        """Answer with your own head and a body, and close the connection afterwards.
+
+        Does nothing where a final response head is already out.
+
+        Raises:
+          ProxyError: the client left.
+          ValueError: the status is that of an informational response, which answers nothing.
+        """
+        if resp.status < 200:
+            raise ValueError(f"status {resp.status} does not end a request: 200 to 999 are right")
         if self.response_started():
             return
         self.downstream_session.keepalive = None
@@ -404,18 +416,19 @@ class Session:
             ``Connection: close`` gets its way.
         """
         stream = self.downstream_session
+        limit = _limit(seconds)
         if seconds is None:
             stream.keepalive = None
         elif stream.keepalive is not None:
-            stream.keepalive = math.inf if seconds == 0 else float(seconds)
+            stream.keepalive = limit or math.inf
 
     def set_read_timeout(self, seconds: float | None) -> None:
         """Set how long to wait for more of the request's body; None is no limit."""
-        self.downstream_session.read_timeout = math.inf if seconds is None else float(seconds)
+        self.downstream_session.read_timeout = _limit(seconds)
 
     def set_write_timeout(self, seconds: float | None) -> None:
         """Set how long a write may be without progress; None is no limit."""
-        self.downstream_session.write_timeout = math.inf if seconds is None else float(seconds)
+        self.downstream_session.write_timeout = _limit(seconds)
 
     def set_min_send_rate(self, rate: float | None) -> None:
         """Set how many bytes a second the client must take at least; None or 0 is no such rule.
@@ -435,7 +448,7 @@ class Session:
 
     def set_total_drain_timeout(self, seconds: float | None) -> None:
         """Set how long an unread rest of the request may take; None is no limit."""
-        self.downstream_session.drain_timeout = math.inf if seconds is None else float(seconds)
+        self.downstream_session.drain_timeout = _limit(seconds)
 
     def set_ignore_info_resp(self, ignore: bool) -> None:
         """Drop informational responses, but 101, and 100 where the client expects it."""
@@ -456,3 +469,12 @@ class Session:
     def set_abort_on_close(self, abort: bool) -> None:
         """Choose whether the client's half-close after its request aborts the exchange."""
         self.downstream_session.abort_on_close = abort
+
+
+def _limit(seconds: float | None) -> float:
+    """Return a limit as the streams take it: None is no limit."""
+    if seconds is None:
+        return math.inf
+    if not seconds >= 0:
+        raise ValueError(f"seconds={seconds!r}: 0 or more are right, or None")
+    return float(seconds)

@@ -39,11 +39,17 @@ class MessageWriter:
         self.closes = framing is Framing.CLOSE
         return framing
 
+    def _out_of_order(self, what: str) -> ProxyError:
+        where = (
+            "behind the end of its message" if self.finished else "before the head of its message"
+        )
+        return _misuse(f"{what} was sent {where}")
+
     def _data(self, parts: list[bytes], event: Data) -> None:
         framing = self.framing
         data = event.data
         if framing is None or self.finished:
-            raise _misuse("content was sent outside of a message")
+            raise self._out_of_order("content")
         if data and framing is not Framing.NONE:
             if framing is Framing.CHUNKED:
                 parts.append(b"%x\r\n" % len(data))
@@ -60,7 +66,7 @@ class MessageWriter:
 
     def _end(self, parts: list[bytes]) -> None:
         if self.framing is None or self.finished:
-            raise _misuse("the end was sent outside of a message")
+            raise self._out_of_order("the end")
         if self.framing is Framing.CHUNKED:
             parts.append(LAST_CHUNK)
         elif self.framing is Framing.LENGTH and self.remaining:
