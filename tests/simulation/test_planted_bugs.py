@@ -119,7 +119,7 @@ def end_a_cut_body_well(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReadTimer, "arm", lambda self, seconds, what: None)
+    patch.setattr(ReadTimer, "at", lambda self, moment, what: None)
 
 
 def read_ahead_without_bound(patch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from ._observed import CONF, OWN, Asked, Call, Ctx, Observed, Received
 from ._reference import BLOCK, blocks
+from ._scenario import Answer
 
 #: Bytes of our own buffers that one session may hold.
 MOST_BUFFERED = 262144
@@ -28,6 +29,7 @@ def broken(observed: Observed) -> list[str]:
         *observed.problems,
         *_callbacks(observed),
         *_answers(observed),
+        *_calm_answers(observed),
         *_bytes(observed),
         *_requests(observed),
         *_time(observed),
@@ -119,6 +121,20 @@ def _attempt(where: str, calls: list[Call]) -> Iterator[str]:
 # -- 2: answers ----------------------------------------------------------------------------------
 
 
+def _last_behind_a_fin(observed: Observed, asked: Asked) -> bool:
+    """Tell whether a client ended its output behind this request, its only one, and waits."""
+    client = observed.scenario.clients[asked.client] if asked.client >= 0 else None
+    return (
+        client is not None
+        and client.pipelined
+        and client.fin
+        and client.leaves is None
+        and len(client.requests) == 1
+        and asked.request.method in IDEMPOTENT
+        and asked.request.blocks == 0
+    )
+
+
 def _undisturbed(observed: Observed, asked: Asked) -> bool:
     """Tell whether nothing but the proxy can be to blame for a missing answer."""
     if observed.disturbed or observed.scenario.stop is not None or asked.client < 0:
@@ -129,6 +145,17 @@ def _undisturbed(observed: Observed, asked: Asked) -> bool:
 
 def _answers(observed: Observed) -> Iterator[str]:
     for asked in observed.asked.values():
+        if (
+            asked.final is None
+            and asked.whole
+            and _calm(observed)
+            and _last_behind_a_fin(observed, asked)
+            and any(each.do == "stay" for each in observed.scenario.filters)
+            and all(
+                each.cut is None and each.wait < CONF.read_timeout for each in asked.request.answers
+            )
+        ):
+            yield f"2: request {asked.number} is unanswered, though its FIN should not count"
         if asked.outcome == "hang" and asked.whole and _undisturbed(observed, asked):
             yield f"2: request {asked.number} got neither an answer nor an end"
         final = asked.final
@@ -142,6 +169,42 @@ def _answers(observed: Observed) -> Iterator[str]:
             yield f"2: request {asked.number}: interim responses to an HTTP/1.0 client"
         if asked.outcome == "complete" and not final.until_close:
             yield from _honest_end(observed, asked)
+
+
+def _calm(observed: Observed) -> bool:
+    """Tell whether nothing goes wrong but that the origin ends idle connections."""
+    scenario = observed.scenario
+    links = [*scenario.origin_links, *(client.link for client in scenario.clients)]
+    return (
+        not observed.disturbed
+        and not observed.crossed
+        and scenario.stop is None
+        and scenario.per_peer is None
+        and scenario.fail_operation == 0
+        and all(each == "ok" for each in scenario.connects)
+        and all(each.do in ("pause", "grow", "peek", "stay") for each in scenario.filters)
+        and all(link.out.fault is None and link.back.fault is None for link in links)
+    )
+
+
+def _calm_answers(observed: Observed) -> Iterator[str]:
+    """Check that what may be repeated always succeeds where nothing but idle ends happen."""
+    if not _calm(observed):
+        return
+    for asked in observed.asked.values():
+        request, final = asked.request, asked.final
+        answers = request.answers or (Answer(),)
+        if (
+            final is None
+            or request.method not in IDEMPOTENT
+            or not asked.whole
+            or request.blocks > 3000  # more than can be repeated
+            or any(each.cut is not None or each.wait >= CONF.read_timeout for each in answers)
+            or (request.blocks and any(each.early for each in answers))
+        ):
+            continue
+        if final.get(b"x-answer") is None:
+            yield f"2: request {asked.number} got {final.status} though nothing was wrong"
 
 
 def _answer_of(observed: Observed, asked: Asked) -> Received | None:
@@ -277,7 +340,12 @@ def _requests(observed: Observed) -> Iterator[str]:
         if count > meant:
             yield f"5: the origin got request {number} {count} times, it was sent {meant} times"
         asked = observed.asked.get(number)
-        if asked is not None and count > 1 and asked.request.method not in IDEMPOTENT:
+        bold = any(
+            each.do == "retry" and each.name == "error_while_proxy"
+            for each in observed.scenario.filters
+        )
+        posts = asked is not None and asked.request.method not in IDEMPOTENT
+        if asked is not None and count > 1 and posts and not bold:
             yield f"5: the origin got the {asked.request.method} {number} {count} times"
 
 

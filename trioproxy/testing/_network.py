@@ -22,6 +22,8 @@ from ..transport._listen import Acceptor
 from ._repr import Value
 
 CAPACITY = 65536
+#: Reads that `Path.pieces` cuts: more show nothing new, and cost time.
+PIECES = 400
 
 FaultKind = Literal["reset", "fin", "stall", "silence"]
 
@@ -49,7 +51,8 @@ class Path(Value):
 
     Attributes:
       latency: Seconds from sending to arrival.
-      pieces: Sizes in which bytes are read, one after another and over again; empty for no limit.
+      pieces: Sizes in which bytes are read, one after another and over again, for the first few
+        hundred reads; empty for no limit.
       capacity: Bytes that may be under way.
       fault: What goes wrong, or None.
     """
@@ -173,7 +176,7 @@ class _Direction:
         now = trio.current_time()
         if self.segments and not self.silent and self.segments[0][0] <= now:
             pieces = self.path.pieces
-            if pieces:
+            if pieces and self._piece < PIECES:
                 most = min(most, pieces[self._piece % len(pieces)])
                 self._piece += 1
             arrival, data = self.segments.popleft()

@@ -83,6 +83,7 @@ class Client(Value):
       requests: What it asks, one after another.
       start: Seconds before it connects.
       pipelined: Whether it sends all without waiting for answers.
+      fin: Whether it ends its output behind the last, where it is pipelined, and then reads.
       slow: Seconds before it reads each answer.
       leaves: Seconds after connecting when it leaves whatever happens; None for never.
       end: How it leaves in the end, ``"close"``, ``"half-close"`` or ``"reset"``.
@@ -92,6 +93,7 @@ class Client(Value):
     requests: tuple[Request, ...] = ()
     start: float = 0.0
     pipelined: bool = False
+    fin: bool = False
     slow: float = 0.0
     leaves: float | None = None
     end: Literal["close", "half-close", "reset"] = "close"
@@ -106,14 +108,15 @@ class Filter(Value):
       name: Of the callback.
       do: ``"pause"``, ``"refuse"`` (with 403), ``"fail"``, ``"grow"`` (a body filter adds bytes),
         ``"answer"``, ``"keep"`` (answers, and keeps a connection whose request is unread),
-        ``"read"`` (reads the body, then answers), ``"peek"``, ``"retry"``.
+        ``"read"`` (reads the body, then answers), ``"peek"``, ``"retry"``, ``"stay"`` (a client's
+        half-close does not count).
       seconds: Of a pause.
     """
 
     name: str = "request_filter"
-    do: Literal["pause", "refuse", "fail", "grow", "answer", "keep", "read", "peek", "retry"] = (
-        "pause"
-    )
+    do: Literal[
+        "pause", "refuse", "fail", "grow", "answer", "keep", "read", "peek", "retry", "stay"
+    ] = "pause"
     seconds: float = 0.1
 
 
@@ -243,10 +246,12 @@ def _request(choose: Choose) -> Request:
 
 
 def _client(choose: Choose) -> Client:
+    pipelined = choose((False, False, True))
     return Client(
         requests=tuple(_request(choose) for _ in range(choose((1, 2, 3, 5)))),
         start=choose((0.0, 0.0, 0.01, 2.0)),
-        pipelined=choose((False, False, True)),
+        pipelined=pipelined,
+        fin=pipelined and choose((False, True)),
         slow=choose((0.0, 0.0, 0.0, 0.3)),
         leaves=choose((None, None, None, 0.0, 0.05, 0.2, 2.0)),
         end=choose(("close", "close", "half-close", "reset")),
@@ -273,13 +278,16 @@ ASYNC_FILTERS = (
 
 def _filter(choose: Choose) -> Filter:
     do = choose(
-        ("pause", "grow", "retry", "answer", "keep", "read", "peek", "refuse", "fail", "pause")
+        (
+            *("pause", "grow", "retry", "answer", "keep", "read", "peek"),
+            *("refuse", "fail", "pause", "stay", "retry"),
+        )
     )
     if do == "grow":
         return Filter(choose(("request_body_filter", "response_body_filter")), do)
     if do == "retry":
-        return Filter("fail_to_connect", do)
-    if do in ("answer", "keep", "read", "peek"):
+        return Filter(choose(("fail_to_connect", "error_while_proxy")), do)
+    if do in ("answer", "keep", "read", "peek", "stay"):
         return Filter("request_filter", do)
     name = choose(ASYNC_FILTERS)
     return Filter(name, do, choose((0.01, 0.5)) if do == "pause" else 0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 import trio
@@ -94,7 +95,9 @@ class WorldProxy(ProxyHttp[Ctx]):
     async def request_filter(self, session: Session, ctx: Ctx) -> bool:
         await self._do("request_filter", ctx)
         for each in self._does("request_filter"):
-            if each.do == "peek":
+            if each.do == "stay":
+                session.set_abort_on_close(False)
+            elif each.do == "peek":
                 await session.peek_request_body(1000)
             elif each.do in ("answer", "keep", "read"):
                 if each.do == "keep":
@@ -189,6 +192,8 @@ class WorldProxy(ProxyHttp[Ctx]):
         self, peer: HttpPeer, session: Session, e: ProxyError, ctx: Ctx, client_reused: bool
     ) -> ProxyError:
         ctx.calls.append(Call("error_while_proxy", note=str(e.etype)))
+        if any(each.do == "retry" for each in self._does("error_while_proxy")):
+            e.set_retry(True)
         return super().error_while_proxy(peer, session, e, ctx, client_reused)
 
     async def fail_to_proxy(self, session: Session, e: ProxyError, ctx: Ctx) -> FailToProxy:
@@ -286,7 +291,7 @@ class World:
             if answer.leave == "reset":
                 side.end.reset()
             return False
-        if answer.after == "extra" and not answer.after_wait:
+        if answer.after == "extra" and not answer.after_wait and answer.framing != "close":
             data += EXTRA  # in the same packet
         received.answered = await wire.send(data)
         if answer.framing == "close" or answer.after == "close":
@@ -350,7 +355,7 @@ class World:
         end.close_now()
 
     async def _end(self, wire: Wire, client: Client, asked: list[Asked]) -> None:
-        if client.end != "half-close" or wire.end.closed:
+        if client.end != "half-close" or wire.end.closed or client.fin:
             return
         await wire.end.send_eof()
         if any(each.outcome != "complete" for each in asked):
@@ -384,6 +389,9 @@ class World:
                 await self._ask(wire, each, invited)
                 if not each.whole:
                     return
+            if client.fin:
+                with suppress(trio.ClosedResourceError):
+                    await wire.end.send_eof()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask_all)
