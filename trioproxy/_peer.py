@@ -78,7 +78,7 @@ def _split(url: str) -> tuple[str | None, int | None, str | None]:
 
 
 def host_and_port(host: str, port: int) -> str:
-    """Return both as the target of a CONNECT request has them: the port always, IPv6 bracketed."""
+    """Return an address as text, or as a CONNECT request has it: the port always, IPv6 bracketed."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

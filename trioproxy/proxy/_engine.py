@@ -19,13 +19,13 @@ from .._clock import wall_time
 from .._config import ServerConf
 from .._errors import ErrorType, ProxyError, RetryType
 from .._info import Digest
-from .._messages import RequestHeader, ResponseHeader
+from .._messages import RequestHeader
 from .._peer import HttpPeer
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
 from ..upstream._pool import Pool
 from ._bound import Filters
-from ._failure import as_proxy_error, log_failure
+from ._failure import as_proxy_error, canned_head, log_failure
 from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
@@ -209,14 +209,7 @@ class Engine:
         if session.response_started():
             await session.finish()
         else:
-            head = ResponseHeader(
-                502,
-                [
-                    ("Server", self._conf.server_name),
-                    ("Content-Length", "0"),
-                    ("Cache-Control", "private, no-store"),
-                ],
-            )
+            head = canned_head(self._conf.server_name, 502)
             await session.write_response_header(head, end_of_stream=True)
         return None
 
@@ -411,16 +404,8 @@ class Engine:
         self._services.sessions_shed += 1
         self._services.log.warning("max_sessions (%d) reached", self._conf.max_sessions)
         body = b"503 Service Unavailable: the proxy has no capacity left, try again later\n"
-        head = ResponseHeader(
-            503,
-            [
-                ("Server", self._conf.server_name),
-                ("Content-Type", "text/plain; charset=utf-8"),
-                ("Content-Length", str(len(body))),
-                ("Retry-After", "1"),
-                ("Cache-Control", "private, no-store"),
-            ],
-        )
+        head = canned_head(self._conf.server_name, 503, body)
+        head.headers.add("Retry-After", "1")
         try:
             await session.write_error_response(head, body)
         except ProxyError:

@@ -1,4 +1,4 @@
-"""From whatever was raised to the one error that matters, logged once with its traceback."""
+"""From whatever was raised to the one error that matters, logged once, and the head that answers it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
+from .._messages import ResponseHeader
 from .._util import unwrap
 
 if TYPE_CHECKING:
@@ -46,3 +47,18 @@ def log_failure(exc: Exception, session: Session) -> None:
         log.error(
             "%s raised %s: %s", session._phase, type(raised).__name__, raised, exc_info=raised
         )
+
+
+def canned_head(server_name: str, code: int, body: bytes = b"") -> ResponseHeader:
+    """Return the head of an answer made here, which no cache may keep."""
+    head = ResponseHeader(
+        int(code),
+        [
+            ("Server", server_name),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "private, no-store"),
+        ],
+    )
+    if body:
+        head.headers.add("Content-Type", "text/plain; charset=utf-8")
+    return head

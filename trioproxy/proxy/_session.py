@@ -22,6 +22,7 @@ from .._messages import (
 from ..codec._h1_write import Framing, encode_request_head
 from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ._body import RequestBody
+from ._failure import canned_head
 
 if TYPE_CHECKING:
     from .._peer import HttpPeer
@@ -294,17 +295,8 @@ class Session:
 
         Does nothing where a final response head is already out.
         """
-        resp = ResponseHeader(
-            int(code),
-            [
-                ("Server", self._services.conf.server_name),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", "private, no-store"),
-            ],
-        )
-        if body:
-            resp.headers.add("Content-Type", "text/plain; charset=utf-8")
-        await self.write_error_response(resp, body)
+        head = canned_head(self._services.conf.server_name, code, body)
+        await self.write_error_response(head, body)
 
     async def write_error_response(self, resp: ResponseHeader, body: bytes) -> None:
         """Answer with your own head and a body, and close the connection afterwards.

@@ -15,6 +15,7 @@ import trio
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from .._options import BindTo, L4Connect, PeerOptions
+from .._peer import host_and_port
 from ._byte_stream import ByteStream, SocketStream, StreamAdapter
 from ._listen import address_text
 from ._sockets import BindFailed, OptionError, open_towards
@@ -63,7 +64,7 @@ async def connect(
     else:
         assert host is not None
         assert port is not None
-        name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        name = host_and_port(host, port)
     if options is not None and options.custom_l4 is not None:
         address = path if path is not None else (host, port)
         return await _custom(options.custom_l4, address, name, connect_timeout)

@@ -14,6 +14,7 @@ import trio
 
 from .._config import Listener
 from .._info import ConnectionInfo
+from .._peer import host_and_port
 from ._byte_stream import ByteStream, SocketStream
 
 BACKLOG = 1024
@@ -40,8 +41,7 @@ _PASSING = frozenset(
 def address_text(sockname: object) -> str | None:
     """Return a socket address as text, None for an unnamed unix socket."""
     if isinstance(sockname, tuple):
-        host, port = sockname[0], sockname[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_and_port(sockname[0], sockname[1])
     if isinstance(sockname, bytes):
         sockname = sockname.decode("utf-8", "replace")
     return f"unix:{sockname}" if sockname else None
