@@ -113,7 +113,11 @@ def _attempt(where: str, calls: list[Call]) -> Iterator[str]:
         ends = [call.end for call in calls if call.name == name]
         if True in ends[:-1]:
             yield f"{where}: {name} was called behind its end of stream"
-    finals = [c for c in calls if c.name == "upstream_response_filter" and c.note >= "200"]
+    finals = [
+        call
+        for call in calls
+        if call.name == "upstream_response_filter" and (call.note >= "200" or call.note == "101")
+    ]
     if len(finals) > 1:
         yield f"{where}: two final responses in one attempt"
 
@@ -286,7 +290,11 @@ def _filtered(observed: Observed, ctx: Ctx, asked: Asked) -> Iterator[str]:
         got = b"".join(call.got for call in calls)
         if not sent.startswith(got):
             yield f"3: request {ctx.number}: its filter got other bytes than the client sent"
-        if any(call.end for call in calls) and (got != sent or not asked.begun):
+        if (
+            any(call.end for call in calls)
+            and not asked.request.upgrade
+            and (got != sent or not asked.begun)
+        ):
             yield f"1: request {ctx.number}: end of stream of a request body that was cut"
         calls = [call for call in attempt if call.name == "upstream_response_body_filter"]
         got = b"".join(call.got for call in calls)
@@ -359,6 +367,7 @@ def time_limit(observed: Observed) -> float:
         conf.pool_wait_timeout + conf.connect_timeout + 2 * conf.write_timeout + conf.read_timeout
     )
     waits = conf.header_timeout + 2 * conf.body_timeout + conf.drain_timeout + conf.logging_timeout
+    waits += 2 * (conf.tunnel_idle_timeout + conf.tunnel_half_close_timeout)
     waits += sum(client.slow for client in scenario.clients)
     for _, _, request in scenario.requests():
         waits += request.wait + sum(each.wait + each.after_wait for each in request.answers)

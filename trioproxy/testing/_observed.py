@@ -25,6 +25,8 @@ CONF = ServerConf(
     grace=20,
     max_attempts=3,
     pool_wait_timeout=5,
+    tunnel_idle_timeout=15,
+    tunnel_half_close_timeout=10,
 )
 OWN = b"<own>"
 GROWN = b"+"

@@ -59,6 +59,8 @@ class Request(Value):
       chunked: How the body is framed.
       expect: Whether the client waits a second for 100 Continue.
       old: Whether it speaks HTTP/1.0.
+      upgrade: Whether it offers to switch protocols: its body is then sent through the tunnel that
+        an `Answer` of status 101 opens, or at once where it is `chunked`.
       wait: Seconds before it asks.
       stops: The number of bytes of the body after which the client stalls until it gives up.
       answers: What the origin does at the first attempt, the second, and so on; the last
@@ -70,6 +72,7 @@ class Request(Value):
     chunked: bool = False
     expect: bool = False
     old: bool = False
+    upgrade: bool = False
     wait: float = 0.0
     stops: int | None = None
     answers: tuple[Answer, ...] = ()
@@ -230,6 +233,24 @@ def _answer(choose: Choose) -> Answer:
     )
 
 
+def _tunnel(choose: Choose) -> Request:
+    return Request(
+        upgrade=True,
+        blocks=choose(SIZES),
+        chunked=choose((False, True)),
+        answers=(
+            Answer(
+                choose((101, 101, 200)),
+                blocks=choose(SIZES),
+                framing="close",
+                wait=choose((0.0, 0.1)),
+                cut=choose((None, None, None, 0, 60, 150, 400)),
+                leave=choose(("close", "reset")),
+            ),
+        ),
+    )
+
+
 def _request(choose: Choose) -> Request:
     method = choose(("GET", "POST", "PUT", "HEAD", "DELETE"))
     size = choose(SIZES) if method in ("POST", "PUT") else 0
@@ -247,8 +268,11 @@ def _request(choose: Choose) -> Request:
 
 def _client(choose: Choose) -> Client:
     pipelined = choose((False, False, True))
+    requests = tuple(_request(choose) for _ in range(choose((1, 2, 3, 5))))
+    if choose((False,) * 7 + (True,)):
+        requests = (*requests[1:], _tunnel(choose))  # what follows it would be in the tunnel
     return Client(
-        requests=tuple(_request(choose) for _ in range(choose((1, 2, 3, 5)))),
+        requests=requests,
         start=choose((0.0, 0.0, 0.01, 2.0)),
         pipelined=pipelined,
         fin=pipelined and choose((False, True)),

@@ -39,7 +39,7 @@ from ._observed import (
     OriginSide,
     Received,
 )
-from ._reference import BLOCK, CutError, MalformedError, Wire, blocks
+from ._reference import BLOCK, CutError, MalformedError, Message, Wire, blocks
 from ._scenario import Answer, Client, Filter, Request, Scenario
 from ._schedule import AtStep, seeded_schedule
 
@@ -212,6 +212,12 @@ def answer_bytes(received: Received) -> bytes:
     """Return the whole response to a request."""
     answer, method = received.answer, received.head.start.split(b" ")[0]
     body = blocks(b"a", received.number, received.attempt, answer.blocks)
+    if answer.status == 101:
+        named = b"X-Answer: %d.%d\r\n" % (received.number, received.attempt)
+        return b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: echo\r\n%s\r\n%s" % (
+            named,
+            body,
+        )
     lines = [
         b"HTTP/1.1 %d Reason" % answer.status,
         b"X-Answer: %d.%d" % (received.number, received.attempt),
@@ -282,6 +288,7 @@ class World:
             if head.get(b"expect") and not await wire.send(b"HTTP/1.1 100 Continue\r\n\r\n"):
                 return False
             await wire.body(head)
+            head.complete = answer.status != 101
         await trio.sleep(answer.wait)
         for status in answer.infos:
             await wire.send(b"HTTP/1.1 %d Info\r\nX-Info: 1\r\n\r\n" % status)
@@ -294,11 +301,19 @@ class World:
         if answer.after == "extra" and not answer.after_wait and answer.framing != "close":
             data += EXTRA  # in the same packet
         received.answered = await wire.send(data)
+        if answer.status == 101:
+            await self._far_end(wire, head, self.by_number[number].blocks * BLOCK)
         if answer.framing == "close" or answer.after == "close":
             return False
         if answer.early and not head.complete:
             await wire.body(head)
         return await self._after(wire, side, answer)
+
+    async def _far_end(self, wire: Wire, head: Message, most: int) -> None:
+        """Take what comes through a tunnel until it ends, or all of it has come."""
+        while len(head.body) < most and not await wire.idle_end():
+            head.body += wire.buffer
+            wire.buffer.clear()
 
     async def _after(self, wire: Wire, side: OriginSide, answer: Answer) -> bool:
         if answer.after == "keep" or (answer.after == "extra" and not answer.after_wait):
@@ -404,6 +419,9 @@ class World:
     async def _ask(self, wire: Wire, asked: Asked, invited: trio.Event) -> None:
         request = asked.request
         body = blocks(b"q", asked.number, 0, request.blocks)
+        if request.upgrade:
+            await self._offer(wire, asked, invited, body)
+            return
         lines = [
             b"%s /r%03d HTTP/1.%d" % (request.method.encode(), asked.number, not request.old),
             b"Host: site.test",
@@ -430,6 +448,23 @@ class World:
             return
         asked.whole = await wire.send(head + body)
 
+    async def _offer(self, wire: Wire, asked: Asked, invited: trio.Event, body: bytes) -> None:
+        head = (
+            b"GET /r%03d HTTP/1.1\r\nHost: site.test\r\nConnection: upgrade\r\n"
+            b"Upgrade: echo\r\n\r\n"
+        ) % asked.number
+        asked.begun = True
+        if asked.request.chunked:  # it does not wait to be let through
+            asked.whole = await wire.send(head + body)
+            return
+        asked.whole = await wire.send(head)
+        await invited.wait()
+        if asked.final is None and await wire.send(body):
+            client = self.scenario.clients[asked.client]
+            if client.end == "half-close":
+                with suppress(trio.ClosedResourceError):
+                    await wire.end.send_eof()
+
     async def _listen(self, wire: Wire, asked: Asked, invited: trio.Event) -> bool:
         """Read the answer to a request; False where the connection is over."""
         bodiless = asked.request.method == "HEAD"
@@ -439,6 +474,8 @@ class World:
                     message = await wire.head()
                     if message.status >= 200:
                         break
+                    if message.status == 101:
+                        return await self._near_end(wire, asked, message, invited)
                     await wire.body(message)
                     asked.interim.append(message.status)
                     if message.status == 100:
@@ -453,9 +490,30 @@ class World:
                 asked.reset = exc.reset
                 return False
             asked.outcome = "complete"
+            if asked.request.upgrade:
+                return False
             close = message.get(b"connection") or b""
             return not message.until_close and b"close" not in close.lower()
         asked.outcome = "hang"
+        return False
+
+    async def _near_end(
+        self, wire: Wire, asked: Asked, message: Message, invited: trio.Event
+    ) -> bool:
+        """Take what comes through a tunnel until it ends."""
+        if not asked.request.upgrade:
+            raise MalformedError("a 101 that was not asked for")
+        invited.set()
+        asked.outcome = "cut"  # unless it is known to have ended
+        await trio.lowlevel.checkpoint()
+        message.until_close = True
+        try:
+            while not await wire.idle_end():
+                message.body += wire.buffer
+                wire.buffer.clear()
+            asked.outcome = "complete"
+        finally:
+            asked.final = message
         return False
 
     # -- the run ---------------------------------------------------------------------------------
