@@ -81,3 +81,17 @@ def test_a_response_head_reads_as_h11_reads_it(
             parse_response_head(data)
     else:
         assert parse_response_head(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ([(b"Accept", b"*/*")], "no Host field"),
+        ([(b"Host", b"a"), (b"hOST", b"b")], "more than one Host field"),
+        ([(b"Host", b"a"), (b"bad name", b"x")], "malformed request"),
+    ],
+    ids=["no host", "two hosts", "a bad name"],
+)
+def test_what_is_wrong_with_host_is_said(fields: list[tuple[bytes, bytes]], text: str) -> None:
+    with pytest.raises(MessageRefused, match=f"^{text}$"):
+        parse_request_head(block(b"GET / HTTP/1.1", fields))

@@ -20,7 +20,8 @@ async def body_of(*pieces: bytes) -> RequestBody:
     up, down = memory_exchange()
     await up.send(HEAD)
     await down.receive_batch()
-    batches: list[list[RequestEvent]] = [*([Data(piece)] for piece in pieces), [END]]
+    batches: list[list[RequestEvent]] = [[Data(piece)] for piece in pieces]
+    batches.append([END])
 
     async def receive() -> list[RequestEvent]:
         await trio.lowlevel.checkpoint()

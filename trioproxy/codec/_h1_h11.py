@@ -16,6 +16,7 @@ from .._headers import Field
 from ..semantics._framing import MessageRefused, check_request_framing
 
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):([^\r\n]*)", re.IGNORECASE)
+_HOST = re.compile(rb"\r\nhost:", re.IGNORECASE)
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\n"
 )
@@ -47,6 +48,14 @@ def _framing(found: list[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes]
     return lengths, codings
 
 
+def _why(block: bytes, version: bytes) -> str:
+    """Return what h11 found wrong, in the words of the validator, which never got to see it."""
+    hosts = len(_HOST.findall(block))
+    if hosts > 1:
+        return "more than one Host field"
+    return "malformed request" if hosts or version != b"1.1" else "no Host field"
+
+
 def parse_request_head(block: bytes) -> tuple[bytes, bytes, bytes, list[Field]]:
     """Return method, target, version and fields of one complete head, by h11.
 
@@ -66,7 +75,7 @@ def parse_request_head(block: bytes) -> tuple[bytes, bytes, bytes, list[Field]]:
             method=method, target=target, headers=_lines(block, match.end()), http_version=version
         )
     except (h11.ProtocolError, ValueError):
-        raise MessageRefused(400, "malformed request") from None
+        raise MessageRefused(400, _why(block, version)) from None
     return method, target, version, _fields(event)
 
 
