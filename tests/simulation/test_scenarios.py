@@ -119,6 +119,23 @@ def test_each_of_its_stream_operations_may_fail(name: str) -> None:
         check_invariants(run_scenario(attrs.evolve(scenario, fail_operation=number)))
 
 
+# -- what it has found ---------------------------------------------------------------------------
+
+FOUND = {
+    "no 408 to an idle client whose unread body was dropped": Scenario(
+        (Client((Request("POST", blocks=4845), Request(wait=25.0)), pipelined=True, slow=0.3),),
+        filters=(Filter(do="keep"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_mended(name: str) -> None:
+    observed = run_scenario(FOUND[name])
+    check_invariants(observed)
+    assert {each.outcome for each in observed.asked.values()} == {"complete"}
+
+
 # -- a scenario as a value -----------------------------------------------------------------------
 
 

@@ -176,7 +176,8 @@ class H1ServerConnection:
                     self.events.append(END)
                 self._left()
                 return
-            if self._exchange is None and self._head_started is None:
+            # The rest of a body that is being dropped starts no head.
+            if self._exchange is None and self._head_started is None and not reader.in_body:
                 self._head_started = trio.current_time()
                 self.timer.at(self._head_started + self.options.header_timeout, "a request's head")
             reader.feed(data)

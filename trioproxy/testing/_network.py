@@ -364,6 +364,14 @@ class Network:
         self.ends.append(ours)
         return ours, theirs
 
+    def calm(self) -> None:
+        """Let faults stop: links that hold something back break, and new ones get no fault."""
+        self.faults = False
+        for direction in self._others:
+            if direction.silent or direction.held_until > trio.current_time():
+                direction.silent = False
+                self.break_link(direction)
+
     def _whole(self, path: Path) -> Path:
         return path if self.faults else attrs.evolve(path, fault=None)
 

@@ -183,7 +183,7 @@ class Scenario(Value):
 #: Chooses one of some values; the first is the simplest.
 Choose = Callable[[Sequence[Any]], Any]
 
-SIZES = (0, 1, 3, 64, 5000, 20000)
+SIZES = (0, 1, 3, 64, 5000, 40000)
 
 
 def _fault(choose: Choose) -> Fault | None:
@@ -215,7 +215,8 @@ def _link(choose: Choose) -> Link:
 
 def _answer(choose: Choose) -> Answer:
     if choose((True, False, True)):
-        return Answer(blocks=choose(SIZES))
+        after = choose(("keep", "keep", "keep", "drop", "extra"))
+        return Answer(blocks=choose(SIZES), after=after)
     framing = choose(("length", "chunked", "close"))
     status = choose((200, 404, 500, 204, 304))
     return Answer(
@@ -277,7 +278,7 @@ def _client(choose: Choose) -> Client:
         pipelined=pipelined,
         fin=pipelined and choose((False, True)),
         slow=choose((0.0, 0.0, 0.0, 0.3)),
-        leaves=choose((None, None, None, 0.0, 0.05, 0.2, 2.0)),
+        leaves=choose((None,) * 16 + (0.0, 0.05, 0.2, 2.0)),
         end=choose(("close", "close", "half-close", "reset")),
         link=_link(choose),
     )
@@ -324,7 +325,7 @@ def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
       choose: Chooses among values: ``random.Random(n).choice``, or a draw of Hypothesis's.
       seed: Of the order of tasks.
     """
-    stop = choose(("none",) * 6 + ("drain", "cancel"))
+    stop = choose(("none",) * 14 + ("drain", "cancel"))
     return Scenario(
         clients=tuple(_client(choose) for _ in range(choose((1, 1, 2, 3)))),
         origin_links=tuple(_link(choose) for _ in range(choose((0, 1, 2, 3)))),
@@ -335,7 +336,7 @@ def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
         per_peer=choose((None, None, 1, 2)),
         pool_size=choose((128, 128, 1, 0)),
         stop=None if stop == "none" else Stop(choose((0.0, 0.05, 1.0, 4.0)), stop),
-        fail_operation=choose((0,) * 6 + (1, 2, 4, 7, 12, 20)),
+        fail_operation=choose((0,) * 12 + (1, 2, 4, 7, 12, 20)),
         seed=seed,
     )
 

@@ -577,7 +577,8 @@ class World:
 
     async def _probe(self, proxy: WorldProxy) -> None:
         """Ask, when faults have stopped, for one more answer."""
-        self.network.faults = False
+        self.network.calm()
+        await trio.sleep(0.1)
         proxy.filters = ()
         request = Request()
         self.by_number[PROBE] = request
