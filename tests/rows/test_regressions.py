@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
+import trio
 from trio.testing import MockClock
 
-from tests._support.raw import CUTS, Recorder, answering, raw_exchange
-from trioproxy import ErrorType, ProxyHttp, ResponseHeader, Session
+from tests._support.raw import CUTS, Pause, Recorder, Step, answering, raw_exchange
+from trioproxy import ErrorType, ProxyError, ProxyHttp, ResponseHeader, Session
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -73,3 +74,57 @@ async def test_a_filter_cannot_make_or_unmake_a_switch_of_protocols(
     (error,) = proxy.errors
     assert error is not None
     assert error.etype == ErrorType.InternalError
+
+
+class Remembering(Recorder):
+    """Answers the first request itself, and reads its session again while the second one runs."""
+
+    first: Session | None = None
+    stolen: bytes | None = None
+
+    async def request_filter(self, session: Session, ctx: None) -> bool:
+        if self.first is None:
+            self.first = session
+            session.set_close_on_response_before_downstream_finish(False)
+            await session.write_response_header(ResponseHeader(204), end_of_stream=True)
+            return True
+        await trio.sleep(1)
+        with pytest.raises(ProxyError, match="the exchange is over"):
+            self.stolen = await self.first.read_request_body()
+        return False
+
+
+async def test_a_session_that_is_over_reads_nothing_of_the_next_request(
+    autojump_clock: MockClock,
+) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    proxy = Remembering()
+    steps: list[Step] = [
+        head % 3,
+        Pause(0.5),
+        b"abc",
+        Pause(0.5),
+        head % 6,
+        Pause(0.5),
+        b"second",
+        Pause(2.0),
+    ]
+    outcome = await raw_exchange(b"", steps, proxy=proxy, origin=answering(OK))
+    assert proxy.stolen is None
+    assert [answer.status for answer in outcome.answers] == [204, 200]
+    (got,) = outcome.requests
+    assert got.body == b"second"
+
+
+class GivingUp(Recorder):
+    """Shuts the exchange down and goes on as if nothing had happened."""
+
+    async def request_filter(self, session: Session, ctx: None) -> bool:
+        await session.shutdown()
+        return False
+
+
+async def test_nothing_is_answered_behind_shutdown(autojump_clock: MockClock) -> None:
+    outcome = await raw_exchange(GET, proxy=GivingUp(), origin=answering(OK))
+    assert outcome.response == b""
+    assert outcome.calls[-1] == "logging"

@@ -347,6 +347,7 @@ class H1DownstreamStream(DownstreamStream):
 
     __slots__ = (
         "_awaits_continue",
+        "_closed",
         "_connection",
         "_credit",
         "_head_only",
@@ -387,6 +388,7 @@ class H1DownstreamStream(DownstreamStream):
         # Seconds that we may still wait before the content counts as too slow.
         self._credit = RATE_GRACE if options.min_receive_rate else math.inf
         self._over = False
+        self._closed = False
         self._tunnel = False
         head = connection.events[0]
         facts = getattr(head, "facts", None)
@@ -433,6 +435,8 @@ class H1DownstreamStream(DownstreamStream):
     async def receive_batch(self) -> list[RequestEvent]:
         """Return what is decoded of the request; see `MessageStream.receive_batch`."""
         connection = self._connection
+        if self._closed:
+            raise _exchange_over()
         while not connection.events:
             refusal = connection.refusal
             if refusal is not None:
@@ -483,6 +487,8 @@ class H1DownstreamStream(DownstreamStream):
     async def send(self, *events: ResponseEvent) -> None:
         """Send events of the response; see `MessageStream.send`."""
         connection = self._connection
+        if self._closed:
+            raise _exchange_over()
         for event in events:
             if type(event) is not ResponseHeader:
                 break
@@ -557,3 +563,9 @@ class H1DownstreamStream(DownstreamStream):
     async def aclose(self) -> None:
         """Leave the exchange; the connection settles or closes by itself."""
         self._scope = None
+        self._closed = True
+
+
+def _exchange_over() -> ProxyError:
+    """Return what a task gets that a filter has left behind: the next exchange is not its own."""
+    return ProxyError.explain(ErrorType.ConnectionClosed, "the exchange is over").into_down()
