@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Exchange:
-    """One attempt: a session, the upstream stream it holds and what its two pumps tell each other."""
+    """One attempt: a session and the upstream stream it holds."""
 
     session: Session
     filters: Filters
@@ -50,14 +50,25 @@ class Exchange:
     upstream: UpstreamStream
     request: RequestHeader
     conf: ServerConf
-    #: Cancelled by the request pump where the whole attempt has failed.
-    response_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    upload_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    upload_done: trio.Event = attrs.field(factory=trio.Event)
-    #: Why the upload failed on our or the client's side: fatal to the attempt.
-    upload_error: ProxyError | None = None
     #: Why the origin no longer takes the upload: the response may still come.
     send_error: ProxyError | None = None
+
+
+@attrs.define(eq=False)
+class Upload:
+    """The request pump as a task of its own, which only a request with a body has.
+
+    Attributes:
+      scope: Around the request pump.
+      response_scope: Around the response pump: cancelled where the whole attempt has failed.
+      done: Set when the request pump has ended.
+      error: Why it failed on our or the client's side: fatal to the attempt.
+    """
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    response_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    done: trio.Event = attrs.field(factory=trio.Event)
+    error: ProxyError | None = None
 
 
 async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[ResponseEvent] | None:
@@ -85,19 +96,20 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
         await _send(exchange, exchange.request, *whole)
         return await _respond(exchange)
     await _invite(exchange)
-    nursery.start_soon(_upload, exchange)
+    upload = Upload()
+    nursery.start_soon(_upload, exchange, upload)
     failure: Exception | None = None
     first: list[ResponseEvent] | None = None
-    with exchange.response_scope:
+    with upload.response_scope:
         try:
             first = await pump_response(exchange)
         except Exception as exc:  # raised again below, when the other pump has ended
             failure = exc
     # Neither connection may be given back while the request pump still runs.
-    exchange.upload_scope.cancel()
-    await exchange.upload_done.wait()
-    if exchange.upload_error is not None:
-        raise exchange.upload_error
+    upload.scope.cancel()
+    await upload.done.wait()
+    if upload.error is not None:
+        raise upload.error
     if failure is not None:
         raise _which_failure(exchange, failure)
     return first
@@ -182,22 +194,21 @@ async def _send_without_body(exchange: Exchange) -> None:
         declared.count(chunk.data)
         declared.finish()
         if chunk.data:
-            if await _send(exchange, request):
-                await _send(exchange, Data(chunk.data, True))
+            await _send(exchange, request, Data(chunk.data, True))
             return
     await _send(exchange, request, END)
 
 
-async def _upload(exchange: Exchange) -> None:
+async def _upload(exchange: Exchange, upload: Upload) -> None:
     """Run the request pump as a task: its failure is told, never raised."""
     try:
-        with exchange.upload_scope:
+        with upload.scope:
             await pump_request(exchange)
     except Exception as exc:  # the attempt fails with it, in the task that owns the attempt
-        exchange.upload_error = as_proxy_error(exc, exchange.session, "request_body_filter")
-        exchange.response_scope.cancel()
+        upload.error = as_proxy_error(exc, exchange.session, "request_body_filter")
+        upload.response_scope.cancel()
     finally:
-        exchange.upload_done.set()
+        upload.done.set()
 
 
 async def pump_request(exchange: Exchange) -> None:
