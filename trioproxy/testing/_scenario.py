@@ -80,7 +80,7 @@ class Request(Value):
 
 @attrs.frozen(repr=False)
 class Client(Value):
-    """A client's connection.
+    """A client; where its connection ends too early, it makes a new one for the rest.
 
     Attributes:
       requests: What it asks, one after another.

@@ -25,7 +25,7 @@ from ..proxy._session import Session
 from ..server._serve import Running, serve
 from ..streams._h1_client import H1ClientConnection
 from ..upstream._connector import Connector
-from ._network import Link, MemoryAcceptor, Network
+from ._network import PLAIN, Link, MemoryAcceptor, Network
 from ._observed import (
     CONF,
     GROWN,
@@ -344,36 +344,48 @@ class World:
     # -- clients ---------------------------------------------------------------------------------
 
     async def client(self, index: int, client: Client, asked: list[Asked]) -> None:
-        """Play one client."""
+        """Play one client; it connects again for what it could not ask."""
         await trio.sleep(client.start)
-        try:
-            end = self.acceptor.connect(client.link)
-        except ConnectionRefusedError:
-            for each in asked:
-                each.outcome = "left"
-            return
-        wire = Wire(end)
-        self.clients.append(wire)
         with trio.CancelScope() as scope:
             if client.leaves is not None:
                 scope.deadline = trio.current_time() + client.leaves
-            try:
-                await (self._pipeline if client.pipelined else self._in_turn)(wire, client, asked)
-                await self._end(wire, client, asked)
-            except MalformedError as exc:
-                self.problem(f"2: client {index} cannot read what the proxy sent: {exc}")
+            link, left = client.link, asked
+            while left:
+                if not await self._connection(index, client, link, left):
+                    scope.cancel()
+                await trio.lowlevel.checkpoint()
+                link, left = PLAIN, [each for each in left[1:] if not each.begun]
         if scope.cancelled_caught:
             for each in asked:
                 each.outcome = each.outcome or "left"
-        if client.end == "reset":
-            end.reset()
-        end.close_now()
+
+    async def _connection(self, index: int, client: Client, link: Link, asked: list[Asked]) -> bool:
+        """Play one connection of a client; False where nobody listens any more."""
+        try:
+            end = self.acceptor.connect(link)
+        except ConnectionRefusedError:
+            return False
+        wire = Wire(end)
+        self.clients.append(wire)
+        try:
+            await (self._pipeline if client.pipelined else self._in_turn)(wire, client, asked)
+            await self._end(wire, client, asked)
+        except MalformedError as exc:
+            self.problem(f"2: client {index} cannot read what the proxy sent: {exc}")
+        finally:
+            if client.end == "reset":
+                end.reset()
+            end.close_now()
+        for each in asked:
+            if each.begun:
+                each.outcome = each.outcome or "ended"
+        return True
 
     async def _end(self, wire: Wire, client: Client, asked: list[Asked]) -> None:
         if client.end != "half-close" or wire.end.closed or client.fin:
             return
         await wire.end.send_eof()
-        if any(each.outcome != "complete" for each in asked):
+        if asked[-1].outcome != "complete" or asked[-1].request.upgrade:
             return
         with trio.move_on_after(PATIENCE):
             try:
