@@ -115,7 +115,7 @@ class _Direction:
         if room <= 0:
             return 0
         data = bytes(data[:room])
-        fault, before = self.path.fault, self.sent
+        fault, before = self.path.fault if self.network.faults else None, self.sent
         self.sent += len(data)
         self.network.note(self.name, "sent", len(data))
         if self.fin is not None:  # a fault ended this direction: the rest is lost
