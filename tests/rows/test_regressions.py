@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests._support.raw import CUTS, Pause, Recorder, Step, answering, raw_exchange
-from trioproxy import ErrorType, ProxyError, ProxyHttp, ResponseHeader, Session
+from trioproxy import ErrorType, ProxyError, ProxyHttp, ResponseHeader, Session, serve
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -128,3 +130,17 @@ async def test_nothing_is_answered_behind_shutdown(autojump_clock: MockClock) ->
     outcome = await raw_exchange(GET, proxy=GivingUp(), origin=answering(OK))
     assert outcome.response == b""
     assert outcome.calls[-1] == "logging"
+
+
+@pytest.mark.socket
+async def test_a_burst_of_connections_is_accepted_within_a_few_rounds_of_the_scheduler() -> None:
+    with trio.fail_after(10), contextlib.ExitStack() as clients:
+        async with trio.open_nursery() as nursery:
+            running = await nursery.start(serve, Recorder(), "127.0.0.1:0")
+            port = int(running.urls[0].rpartition(":")[2])
+            for _ in range(32):
+                clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(8):
+                await trio.lowlevel.checkpoint()
+            assert running.statistics().connections_total == 32
+            nursery.cancel_scope.cancel()

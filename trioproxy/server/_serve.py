@@ -40,6 +40,8 @@ from ._descriptors import default_max_connections
 
 log = logging.getLogger("trioproxy")
 
+#: Connections accepted at once behind the first, where more wait.
+ACCEPT_BURST = 31
 #: Seconds between two tries to accept when descriptors or memory have run out (row R-06).
 ACCEPT_BACKOFF = 0.1
 #: Seconds between two log lines about that.
@@ -187,7 +189,14 @@ class _Server:
                 await trio.sleep(ACCEPT_BACKOFF)
                 continue
             nursery.start_soon(self.connection, self.admit(transport, info))
-            # The new connection gets its turn before the next one is accepted.
+            for _ in range(ACCEPT_BURST):
+                # A round of the scheduler serves every busy connection once: with one new
+                # connection a round, the last of a hundred would wait for a hundred rounds.
+                more = listening.accept_ready() if len(self.connections) < most else None
+                if more is None:
+                    break
+                nursery.start_soon(self.connection, self.admit(*more))
+            # The new connections get their turn before the next ones are accepted.
             await trio.lowlevel.checkpoint()
 
     def admit(self, transport: ByteStream, info: ConnectionInfo) -> H1ServerConnection:

@@ -65,6 +65,10 @@ class Acceptor(ABC):
           trio.ClosedResourceError: it is closed.
         """
 
+    def accept_ready(self) -> tuple[ByteStream, ConnectionInfo] | None:
+        """Return a connection that is here already, None where it takes a wait to tell."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Take no more connections."""
@@ -103,13 +107,28 @@ class ListenSocket(Acceptor):
                 if exc.errno in _PASSING:
                     continue
                 raise
-            try:
-                stream = SocketStream(sock)
-                local = address_text(sock.getsockname())
-            except OSError:  # gone already
-                sock.close()
-                continue
-            return stream, ConnectionInfo(local, address_text(peer), trio.current_time())
+            accepted = self._admit(sock, peer)
+            if accepted is not None:
+                return accepted
+
+    def accept_ready(self) -> tuple[ByteStream, ConnectionInfo] | None:
+        """Return a connection that is here already; an error is left for `accept` to tell."""
+        if self._closed:
+            return None
+        try:
+            sock, peer = self._sock.accept()
+        except OSError:
+            return None
+        return self._admit(sock, peer)
+
+    def _admit(self, sock: socket.socket, peer: object) -> tuple[ByteStream, ConnectionInfo] | None:
+        try:
+            stream = SocketStream(sock)
+            local = address_text(sock.getsockname())
+        except OSError:  # gone already
+            sock.close()
+            return None
+        return stream, ConnectionInfo(local, address_text(peer), trio.current_time())
 
     def close(self) -> None:
         """Stop listening, and take a unix socket's file away."""
