@@ -340,10 +340,6 @@ class BodyChunk:
 
     data: bytes | None = None
 
-    def put(self, data: bytes | None) -> None:
-        """Set the bytes for the next call of a filter."""
-        self.data = data
-
 
 @attrs.define
 class Data:

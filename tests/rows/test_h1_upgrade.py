@@ -208,7 +208,8 @@ async def test_t_05_a_half_closed_side_lets_the_other_go_on_for_a_while(
         ended.append(trio.current_time())
         await trio.sleep_forever()
 
-    async with open_gateway(Recorder(), origin) as gateway:
+    proxy = Recorder()
+    async with open_gateway(proxy, origin) as gateway:
         client = gateway.connect()
         await client.send(ASK)
         await client.head()
@@ -218,6 +219,7 @@ async def test_t_05_a_half_closed_side_lets_the_other_go_on_for_a_while(
             assert await client.at_end()
         await gateway.ended()
         assert 60 <= trio.current_time() - started < 63
+        assert proxy.the("logging").args["e"].root_etype() == ErrorType.ReadTimedout
         await trio.testing.wait_all_tasks_blocked()
         gateway.nursery.cancel_scope.cancel()
 

@@ -1,4 +1,4 @@
-"""Every wait has its limit: rows T-01 to T-08, and the knobs of a session (trait 7.4)."""
+"""Every wait has its limit: rows T-01 to T-08, and the knobs of a session."""
 
 from __future__ import annotations
 

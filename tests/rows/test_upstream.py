@@ -1,4 +1,4 @@
-"""What an origin may do to us, and what becomes of it (robustness rows U1-01 to U1-15)."""
+"""What an origin may do to us, and what becomes of it (rows U1-01 to U1-15)."""
 
 from __future__ import annotations
 

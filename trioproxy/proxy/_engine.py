@@ -152,7 +152,8 @@ class Engine:
             session._held = None
             error = self._call_error_while_proxy(session, ctx, peer, error, reused)
         session.error = error
-        with trio.CancelScope() as scope:
+        # A filter that answers is not to outlive the deadline for ever either.
+        with trio.move_on_after(self._conf.write_timeout) as scope:
             stream.watch(scope)
             if session._failed:  # its answer is what took too long
                 await self._answer_plainly(session, 504)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 CtxT = TypeVar("CtxT")
 
-_CLIENT_GONE = frozenset({ErrorType.WriteError, ErrorType.ReadError, ErrorType.ConnectionClosed})
+#: Kinds of a downstream error that mean that nobody is there to be answered.
+CLIENT_GONE = frozenset({ErrorType.WriteError, ErrorType.ReadError, ErrorType.ConnectionClosed})
 #: Characters of a request that a log line shows of one part (row R-11).
 MAX_LOGGED = 1024
 
@@ -293,7 +294,7 @@ class ProxyHttp(ABC, Generic[CtxT]):
         elif e.esource is ErrorSource.UPSTREAM:
             code = 502
         elif e.esource is ErrorSource.DOWNSTREAM:
-            code = 0 if e.etype in _CLIENT_GONE else 400
+            code = 0 if e.etype in CLIENT_GONE else 400
         else:
             code = 500
         if code:

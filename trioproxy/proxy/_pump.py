@@ -234,7 +234,7 @@ async def pump_request(exchange: Exchange) -> None:
             if kind is Trailers:
                 trailers = filter_trailers(event.headers)  # type: ignore[union-attr]
                 if body_filter is not None:
-                    chunk.put(None)
+                    put(chunk, None)
                     await body_filter(session, chunk, True, ctx)
                     declared.count(chunk.data)
                     if chunk.data:
@@ -357,7 +357,7 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 out.append(head)
             elif kind is Trailers:
                 if filtered and has_body:
-                    chunk.put(None)
+                    put(chunk, None)
                     out = await filter_chunk(exchange, chunk, True, out)
                     declared.count(chunk.data)
                     if chunk.data:
@@ -366,7 +366,7 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 return None
             else:
                 if filtered and has_body:
-                    chunk.put(None)
+                    put(chunk, None)
                     out = await filter_chunk(exchange, chunk, True, out)
                     declared.count(chunk.data)
                     if chunk.data:
@@ -379,6 +379,11 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
         if out:
             await session._send_events(*out)
             out = []
+
+
+def put(chunk: BodyChunk, data: bytes | None) -> None:
+    """Lay bytes into the holder for a filter's next call; the filter may change what is in it."""
+    chunk.data = data
 
 
 async def filter_chunk(

@@ -17,7 +17,7 @@ from .._errors import ErrorType, ProxyError
 from .._messages import END, BodyChunk, Data, RequestEvent, ResponseEvent
 from ..streams._abc import MessageStream
 from ._failure import as_proxy_error
-from ._pump import Exchange, filter_chunk
+from ._pump import Exchange, filter_chunk, put
 
 
 @attrs.define(eq=False)
@@ -44,11 +44,12 @@ class Tunnel:
     upload_ended: trio.Event = attrs.field(factory=trio.Event)
     upload_error: ProxyError | None = None
 
-    async def receive(self, stream: MessageStream[Any, Any]) -> list[Any] | None:
-        """Return what comes next from one side, or None where it is to be cut.
+    async def receive(self, stream: MessageStream[Any, Any]) -> list[Any]:
+        """Return what comes next from one side.
 
         Raises:
-          ProxyError: ReadTimedout, nothing moved in either direction for too long.
+          ProxyError: ReadTimedout, nothing moved in either direction for too long, or the other side
+            ended too long ago.
         """
         while True:
             with trio.move_on_at(min(self.idle_at, self.closes_at)) as scope:
@@ -61,7 +62,11 @@ class Tunnel:
                 return batch
             now = trio.current_time()
             if now >= self.closes_at:
-                return None
+                seconds = self.exchange.conf.tunnel_half_close_timeout
+                raise ProxyError.explain(
+                    ErrorType.ReadTimedout,
+                    f"one side of the tunnel had ended, the other went on for {seconds:g} s",
+                ).into_up()
             if now >= self.idle_at:
                 seconds = self.exchange.conf.tunnel_idle_timeout
                 raise ProxyError.explain(
@@ -127,15 +132,13 @@ async def _towards_origin(tunnel: Tunnel) -> None:
     downstream = session.downstream_session
     chunk = BodyChunk()
     while True:
-        batch: list[RequestEvent] | None = await tunnel.receive(downstream)
-        if batch is None:
-            return
+        batch: list[RequestEvent] = await tunnel.receive(downstream)
         for event in batch:
             data = event.data if type(event) is Data else None
             last = data is None
             session._body.bytes_read += len(data or b"")
             if body_filter is not None:
-                chunk.put(data)
+                put(chunk, data)
                 await body_filter(session, chunk, last, exchange.ctx)
                 data = chunk.data
             if data:
@@ -146,7 +149,7 @@ async def _towards_origin(tunnel: Tunnel) -> None:
                 return
 
 
-async def _towards_client(tunnel: Tunnel, batch: list[ResponseEvent] | None) -> None:
+async def _towards_client(tunnel: Tunnel, batch: list[ResponseEvent]) -> None:
     exchange = tunnel.exchange
     session, filters = exchange.session, exchange.filters
     filtered = (
@@ -154,14 +157,14 @@ async def _towards_client(tunnel: Tunnel, batch: list[ResponseEvent] | None) -> 
         or filters.response_body_filter is not None
     )
     chunk = BodyChunk()
-    while batch is not None:
+    while True:
         out: list[ResponseEvent] = []
         for event in batch:
             data = event.data if type(event) is Data else None
             last = data is None
             exchange.upstream.body_bytes_received += len(data or b"")
             if filtered:
-                chunk.put(data)
+                put(chunk, data)
                 out = await filter_chunk(exchange, chunk, last, out)
                 data = chunk.data
             if data:

@@ -11,7 +11,7 @@ from .._errors import ErrorSource, ErrorType, ProxyError
 from .._headers import Headers
 from .._messages import RequestHeader
 from .._peer import HttpPeer
-from ..proxy._filters import FailToProxy, ProxyHttp
+from ..proxy._filters import CLIENT_GONE, FailToProxy, ProxyHttp
 from ..proxy._session import Session
 
 #: How often a request may pass through, for there may be several proxies of this name.
@@ -118,6 +118,5 @@ def failure_status(error: ProxyError) -> int:
     if error.esource is ErrorSource.UPSTREAM:
         return 504 if error.root_etype() in _TIMEOUTS or error.etype in _TIMEOUTS else 502
     if error.esource is ErrorSource.DOWNSTREAM:
-        gone = (ErrorType.WriteError, ErrorType.ReadError, ErrorType.ConnectionClosed)
-        return 0 if error.etype in gone else 400
+        return 0 if error.etype in CLIENT_GONE else 400
     return 500
