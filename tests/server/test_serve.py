@@ -14,7 +14,7 @@ import trio.testing
 
 import trioproxy
 from tests.server._network import ask, connect, get, receive_all, receive_until, serving
-from trioproxy import ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
+from trioproxy import Digest, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
 from trioproxy.proxy._engine import Engine
 from trioproxy.server import _serve
 from trioproxy.streams._abc import DownstreamStream
@@ -373,3 +373,46 @@ async def test_an_internal_error_of_one_connection_leaves_the_others(
     told = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert len(told) == 1
     assert "ended by an internal error" in told[0].getMessage()
+
+
+async def test_s_08_a_listener_that_fails_for_another_reason_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept = ListenSocket.accept
+    failures = 2
+
+    async def fail_at_first(self: ListenSocket) -> object:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise ZeroDivisionError
+        return await accept(self)
+
+    monkeypatch.setattr(ListenSocket, "accept", fail_at_first)
+    monkeypatch.setattr(_serve, "ACCEPT_BACKOFF", 0.001)
+    with trio.fail_after(5):
+        async with serving(Local()) as running:
+            assert (await ask(running.urls[0])).status == 200
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("it is tried again" in message for message in messages) == 2
+
+
+async def test_a_session_tells_the_facts_of_the_clients_connection() -> None:
+    seen: list[Digest] = []
+
+    @attrs.define(eq=False)
+    class Looks(Local):
+        async def request_filter(self, session: Session, ctx: None) -> bool:
+            seen.append(session.digest())
+            info = seen[-1].tcp_info()
+            assert info is None or info.state == 1
+            return await super().request_filter(session, ctx)
+
+    with trio.fail_after(5):
+        async with serving(Looks()) as running, await connect(running.urls[0]) as client:
+            host, port = client.socket.getsockname()
+            await client.send_all(get())
+            await receive_all(client)
+            assert seen[0].peer_addr == f"{host}:{port}"
+            assert seen[0].local_addr == running.urls[0].removeprefix("http://")
+            assert seen[0].established <= trio.current_time()

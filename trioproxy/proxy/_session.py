@@ -10,6 +10,7 @@ import trio
 
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._headers import Headers
+from .._info import Digest
 from .._messages import (
     END,
     Data,
@@ -208,6 +209,10 @@ class Session:
     def server_addr(self) -> str | None:
         """Return the address the client connected to, as text."""
         return self.downstream_session.info.local
+
+    def digest(self) -> Digest:
+        """Return the facts of the client's connection: addresses, times, what TCP knows of it."""
+        return Digest.of(self.downstream_session.info)
 
     def request_summary(self) -> str:
         """Return the built-in one-line summary of the request, escaped for a log."""

@@ -44,6 +44,8 @@ log = logging.getLogger("trioproxy")
 ACCEPT_BURST = 31
 #: Seconds between two tries to accept when descriptors or memory have run out (row R-06).
 ACCEPT_BACKOFF = 0.1
+#: The longest pause after a failure that has nothing to do with that (row S-08).
+ACCEPT_BACKOFF_MOST = 5.0
 #: Seconds between two log lines about that.
 ACCEPT_LOG_INTERVAL = 60.0
 
@@ -172,6 +174,7 @@ class _Server:
         """Accept for ever; want of descriptors backs off, nothing else gets in the way (R-06)."""
         logged = -ACCEPT_LOG_INTERVAL
         most = self.most
+        failures = 0
         while True:
             while len(self.connections) >= most:
                 self.connection_limit_hits += 1
@@ -188,6 +191,12 @@ class _Server:
                     log.error("cannot accept on %s: %s", listening.url, exc)
                 await trio.sleep(ACCEPT_BACKOFF)
                 continue
+            except Exception:  # a bug costs a pause, never the listener (S-08)
+                log.exception("accepting on %s failed; it is tried again", listening.url)
+                await trio.sleep(min(ACCEPT_BACKOFF * 2**failures, ACCEPT_BACKOFF_MOST))
+                failures = min(failures + 1, 10)
+                continue
+            failures = 0
             nursery.start_soon(self.connection, self.admit(transport, info))
             for _ in range(ACCEPT_BURST):
                 # A round of the scheduler serves every busy connection once: with one new

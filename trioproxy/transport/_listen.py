@@ -128,7 +128,9 @@ class ListenSocket(Acceptor):
         except OSError:  # gone already
             sock.close()
             return None
-        return stream, ConnectionInfo(local, address_text(peer), trio.current_time())
+        return stream, ConnectionInfo(
+            local, address_text(peer), trio.current_time(), read_tcp_info=stream.tcp_info
+        )
 
     def close(self) -> None:
         """Stop listening, and take a unix socket's file away."""
