@@ -60,7 +60,7 @@ class Request(Value):
       expect: Whether the client waits a second for 100 Continue.
       old: Whether it speaks HTTP/1.0.
       upgrade: Whether it offers to switch protocols: its body is then sent through the tunnel that
-        an `Answer` of status 101 opens, or at once where it is ```chunked```.
+        an `Answer` of status 101 opens, or at once where it is ``chunked``.
       wait: Seconds before it asks.
       stops: The number of bytes of the body after which the client stalls until it gives up.
       answers: What the origin does at the first attempt, the second, and so on; the last
