@@ -126,6 +126,11 @@ FOUND = {
         (Client((Request("POST", blocks=4845), Request(wait=25.0)), pipelined=True, slow=0.3),),
         filters=(Filter(do="keep"),),
     ),
+    "a half-close while the first filter runs waits for what that filter says": Scenario(
+        (Client((Request(),), pipelined=True, fin=True, link=Link(out=Path(pieces=(39,)))),),
+        filters=(Filter(do="stay"), Filter("early_request_filter")),
+        seed=501246,
+    ),
 }
 
 

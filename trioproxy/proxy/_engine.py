@@ -120,7 +120,8 @@ class Engine:
             except Exception as exc:  # a callback's group that mixed errors with Cancelled
                 session.error = as_proxy_error(exc, session)
                 left = True
-            if left and session.error is None and stream.departure is None:
+            late = nursery.cancel_scope.deadline <= trio.current_time()
+            if left and late and session.error is None and stream.departure is None:
                 await self._out_of_time(session, ctx)
             elif left:
                 await self._client_left(session, ctx)

@@ -350,6 +350,7 @@ class H1DownstreamStream(DownstreamStream):
         "_closed",
         "_connection",
         "_credit",
+        "_half_close",
         "_head_only",
         "_old_client",
         "_over",
@@ -384,6 +385,7 @@ class H1DownstreamStream(DownstreamStream):
         self.writer = MessageWriter()
         self.told_close = False
         self.broken = False
+        self._half_close = True
         self._scope: trio.CancelScope | None = None
         # Seconds that we may still wait before the content counts as too slow.
         self._credit = RATE_GRACE if options.min_receive_rate else math.inf
@@ -415,10 +417,9 @@ class H1DownstreamStream(DownstreamStream):
     def watch(self, scope: trio.CancelScope, *, half_close: bool = True) -> None:
         """Cancel the scope when the client leaves; see `DownstreamStream.watch`."""
         self._scope = scope
+        self._half_close = half_close
         connection = self._connection
-        if connection.broken is not None or (
-            connection.eof and (half_close or not connection.reader.done)
-        ):
+        if connection.broken is not None or connection.eof:
             self.party_left()
 
     def unwatch(self) -> None:
@@ -429,6 +430,9 @@ class H1DownstreamStream(DownstreamStream):
         """Cancel the session, where the client counts as gone."""
         if self.writer.finished and not self.broken:
             return  # the response is out whole: who leaves now has got what it asked for
+        connection = self._connection
+        if not self._half_close and connection.broken is None and connection.reader.done:
+            return  # looked at again when a filter has had its say
         if self._scope is not None and self.departure is not None:
             self._scope.cancel()
 

@@ -90,14 +90,14 @@ class WorldProxy(ProxyHttp[Ctx]):
 
     async def early_request_filter(self, session: Session, ctx: Ctx) -> None:
         ctx.number = _number(session.req_header().target)
+        if any(each.do == "stay" for each in self.filters):
+            session.set_abort_on_close(False)
         await self._do("early_request_filter", ctx)
 
     async def request_filter(self, session: Session, ctx: Ctx) -> bool:
         await self._do("request_filter", ctx)
         for each in self._does("request_filter"):
-            if each.do == "stay":
-                session.set_abort_on_close(False)
-            elif each.do == "peek":
+            if each.do == "peek":
                 await session.peek_request_body(1000)
             elif each.do in ("answer", "keep", "read"):
                 if each.do == "keep":
