@@ -90,9 +90,9 @@ class WorldProxy(ProxyHttp[Ctx]):
 
     async def early_request_filter(self, session: Session, ctx: Ctx) -> None:
         ctx.number = _number(session.req_header().target)
+        await self._do("early_request_filter", ctx)
         if any(each.do == "stay" for each in self.filters):
             session.set_abort_on_close(False)
-        await self._do("early_request_filter", ctx)
 
     async def request_filter(self, session: Session, ctx: Ctx) -> bool:
         await self._do("request_filter", ctx)
