@@ -5,7 +5,9 @@ import gc
 import logging
 import os
 import socket
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -15,6 +17,7 @@ import trio.testing
 import trioproxy
 from tests.server._network import ask, connect, get, receive_all, receive_until, serving
 from trioproxy import Digest, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
+from trioproxy.proxy import _engine
 from trioproxy.proxy._engine import Engine
 from trioproxy.server import _serve
 from trioproxy.streams._abc import DownstreamStream
@@ -416,3 +419,35 @@ async def test_a_session_tells_the_facts_of_the_clients_connection() -> None:
             assert seen[0].peer_addr == f"{host}:{port}"
             assert seen[0].local_addr == running.urls[0].removeprefix("http://")
             assert seen[0].established <= trio.current_time()
+
+
+async def test_every_limit_that_bites_is_counted() -> None:
+    @attrs.define(eq=False)
+    class Fails(Local):
+        async def request_filter(self, session: Session, ctx: None) -> bool:
+            if session.req_header().path == "/fail":
+                raise ProxyError.status(403)
+            return await super().request_filter(session, ctx)
+
+    with trio.fail_after(5):
+        async with serving(Fails(), idle_timeout=0.02, drain_bytes=10) as running:
+            (url,) = running.urls
+            assert (await ask(url, get("/fail"))).status == 403
+            assert (await ask(url, b"nonsense\r\n\r\n")).status == 400
+            async with await connect(url) as idle:
+                await idle.send_all(QUICK)
+                assert b"hello" in await receive_all(idle)  # until the server closes
+            statistics = running.statistics()
+            assert statistics.errors == (("Unset HTTPStatus (code: 403)", 1),)
+            assert statistics.refusals == ((400, 1),)
+            assert statistics.limits_hit == (("idle_timeout", 1),)
+
+
+def test_kinds_of_errors_are_counted_apart_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "MAX_ERROR_KINDS", 2)
+    errors: Counter[str] = Counter()
+    services = SimpleNamespace(errors=errors)
+    for name in ("a", "b", "c", "a", "d"):
+        error = ProxyError.new_up(ErrorType.Custom(name))
+        _engine.Services.count_error(services, error)  # type: ignore[arg-type]
+    assert errors == {"Upstream a": 2, "Upstream b": 1, "other": 2}

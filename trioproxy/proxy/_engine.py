@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,10 @@ from ._tunnel import run_tunnel
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
+#: Kinds of errors that are counted apart.
+MAX_ERROR_KINDS = 256
+
+
 @attrs.define(eq=False)
 class Services:
     """What the sessions of one server share."""
@@ -52,6 +57,15 @@ class Services:
     sessions_total: int = 0
     sessions_shed: int = 0
     retries: int = 0
+    errors: Counter[str] = attrs.field(factory=Counter)
+
+    def count_error(self, error: ProxyError) -> None:
+        """Count the error that a session ended with, by its source and root kind."""
+        name = f"{error.esource.value or 'Unset'} {error.root_etype()}"
+        # Kinds of the user's own could be without number.
+        if name not in self.errors and len(self.errors) >= MAX_ERROR_KINDS:
+            name = "other"
+        self.errors[name] += 1
 
     def summary(self, session: Session) -> str:
         """Return the built-in summary of a session's request."""
@@ -134,6 +148,8 @@ class Engine:
                     ErrorType.Custom("Cancelled"), "the session was cancelled"
                 ).into_in()
                 await self._log(session, ctx)
+            if session.error is not None:
+                services.count_error(session.error)
             if services.on_record is not None:
                 services.on_record(self._record(session))
             await stream.aclose()

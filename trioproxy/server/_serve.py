@@ -61,6 +61,10 @@ class Statistics:
       sessions_total: Requests that reached the proxy object since the start.
       refused: Requests answered before any callback, for bad syntax or a limit.
       refusals: The same by status, as pairs of status and number.
+      errors: Sessions that ended with an error, by its source and kind, such as
+        ``("Upstream ReadTimedout", 3)``; every timeout and limit within a session is among them.
+      limits_hit: Client connections that ended between two requests, by the setting that ended
+        them: ``idle_timeout``, ``drain_bytes`` or ``drain_timeout``.
       sessions_shed: Requests answered 503 as ``max_sessions`` were in flight.
       connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
@@ -74,6 +78,8 @@ class Statistics:
     sessions_total: int
     refused: int
     refusals: tuple[tuple[int, int], ...]
+    errors: tuple[tuple[str, int], ...]
+    limits_hit: tuple[tuple[str, int], ...]
     sessions_shed: int
     connection_limit_hits: int
     retries: int
@@ -145,6 +151,7 @@ class _Server:
         self.connections: set[H1ServerConnection] = set()
         self.connections_total = 0
         self.refused: Counter[int] = Counter()
+        self.limits_hit: Counter[str] = Counter()
         limit = conf.max_connections
         self.most = default_max_connections() if limit is None else limit
         self.connection_limit_hits = 0
@@ -161,6 +168,8 @@ class _Server:
             sessions_total=services.sessions_total,
             refused=self.refused.total(),
             refusals=tuple(sorted(self.refused.items())),
+            errors=tuple(sorted(services.errors.items())),
+            limits_hit=tuple(sorted(self.limits_hit.items())),
             sessions_shed=services.sessions_shed,
             connection_limit_hits=self.connection_limit_hits,
             retries=services.retries,
@@ -213,7 +222,9 @@ class _Server:
         reader = RequestReader(
             self.limits, max_body_bytes=self.conf.max_body_bytes, codec=self.codec
         )
-        connection = H1ServerConnection(transport, info, reader, self.options, self.on_refused)
+        connection = H1ServerConnection(
+            transport, info, reader, self.options, self.on_refused, self.on_limit
+        )
         self.connections.add(connection)
         self.connections_total += 1
         if self.services.draining:
@@ -229,6 +240,9 @@ class _Server:
         finally:
             self.connections.discard(connection)
             self.ended.unpark_all()
+
+    def on_limit(self, name: str) -> None:
+        self.limits_hit[name] += 1
 
     def on_refused(self, info: ConnectionInfo, status: int, reason: str) -> None:
         self.refused[status] += 1

@@ -46,6 +46,8 @@ RATE_GRACE = 5.0
 Handler = Callable[[DownstreamStream], Awaitable[None]]
 #: Told of a request that was refused before any callback: its connection, the status, the reason.
 OnRefused = Callable[[ConnectionInfo, int, str], None]
+#: Told of a limit that bit: the name of the setting.
+OnLimit = Callable[[str], None]
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +76,7 @@ class H1ServerConnection:
         reader: RequestReader,
         options: H1ServerOptions,
         on_refused: OnRefused = lambda _info, _status, _text: None,
+        on_limit: OnLimit = lambda _name: None,
     ) -> None:
         """Take over an accepted transport.
 
@@ -83,6 +86,7 @@ class H1ServerConnection:
           reader: The request side of a codec.
           options: Times and bounds.
           on_refused: Called for each request that is refused before a session exists.
+          on_limit: Called with the name of a limit that ends the connection between two requests.
         """
         self.transport = transport
         self.info = info
@@ -100,6 +104,7 @@ class H1ServerConnection:
         limit = options.request_limit
         self.reuses_remaining = None if limit is None else limit - 1
         self._on_refused = on_refused
+        self._on_limit = on_limit
         self._room = Bell()
         self._exchange: H1DownstreamStream | None = None
         self._head_started: float | None = None
@@ -260,6 +265,8 @@ class H1ServerConnection:
             if self.timed_out is not None:
                 if self._head_started is not None:
                     self.refusal = MessageRefused(408, "the request's head took too long")
+                else:
+                    self._on_limit("idle_timeout")
                 return False
             if self._head_started is not None or self.reader.started:
                 if self._head_started is None:
@@ -297,12 +304,14 @@ class H1ServerConnection:
                 dropped += self.queued
                 self.take()
                 if dropped > self.options.drain_bytes:
+                    self._on_limit("drain_bytes")
                     return False
                 if self.reader.done:
                     return True
                 if self.refusal or self.eof or self.broken:
                     return False
                 await self.bell.wait()
+        self._on_limit("drain_timeout")
         return False
 
     async def _refuse(self, refusal: MessageRefused) -> bool:
