@@ -17,6 +17,7 @@ from trioproxy.testing import (
     Fault,
     Filter,
     Link,
+    Name,
     Path,
     Request,
     Scenario,
@@ -161,3 +162,26 @@ def test_a_scenario_shrinks_to_what_fails() -> None:
     )
     smallest = shrink(scenario, lambda each: any(r.method == "POST" for _, _, r in each.requests()))
     assert smallest == Scenario((Client((Request("POST"),)),))
+
+
+def test_an_attempt_takes_the_next_name_where_one_cannot_be_looked_up() -> None:
+    scenario = Scenario(
+        clients=(Client(requests=(Request(),)),),
+        names=(Name("origin.test"), Name("second.test", "192.0.2.21")),
+        filters=(Filter("fail_to_connect", "retry"),),
+    )
+    observed = run_scenario(scenario)
+    check_invariants(observed)
+    asked = observed.asked[0]
+    assert asked.final is not None
+    assert asked.final.status == 200
+    assert [call.name for call in observed.contexts[0].calls].count("upstream_peer") == 2
+
+
+def test_a_name_that_nobody_knows_is_502() -> None:
+    scenario = Scenario(clients=(Client(requests=(Request(),)),), names=(Name("origin.test"),))
+    observed = run_scenario(scenario)
+    check_invariants(observed)
+    asked = observed.asked[0]
+    assert asked.final is not None
+    assert asked.final.status == 502

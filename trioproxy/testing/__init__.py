@@ -14,6 +14,7 @@ from ._observed import Observed as Observed
 from ._scenario import Answer as Answer
 from ._scenario import Client as Client
 from ._scenario import Filter as Filter
+from ._scenario import Name as Name
 from ._scenario import Request as Request
 from ._scenario import Scenario as Scenario
 from ._scenario import Stop as Stop

@@ -186,6 +186,7 @@ def _calm(observed: Observed) -> bool:
         and scenario.per_peer is None
         and scenario.fail_operation == 0
         and all(each == "ok" for each in scenario.connects)
+        and all(name.address is not None for name in scenario.names)
         and all(each.do in ("pause", "grow", "peek", "stay") for each in scenario.filters)
         and all(link.out.fault is None and link.back.fault is None for link in links)
     )

@@ -137,6 +137,23 @@ class Stop(Value):
 
 
 @attrs.frozen(repr=False)
+class Name(Value):
+    """A row of the table in which the proxy looks names up.
+
+    Attributes:
+      host: The name.
+      address: The origin's address, None where the look-up fails.
+    """
+
+    host: str
+    address: str | None = None
+
+
+#: The table where a scenario says nothing.
+NAMES = (Name("origin.test", "192.0.2.20"),)
+
+
+@attrs.frozen(repr=False)
 class Scenario(Value):
     """All that happens in a run.
 
@@ -144,6 +161,8 @@ class Scenario(Value):
       clients: The connections of clients.
       origin_links: The ways to the origin, by the order of connections; later ones are faultless.
       connects: What comes of attempts to connect, in order: ``"ok"``, ``"refused"``, ``"hang"``.
+      names: Where the origin is found: an attempt takes the next name when one could not be
+        connected to.
       filters: What callbacks do.
       per_peer: Connections to the origin at once, None for no limit.
       pool_size: Idle connections kept.
@@ -155,6 +174,7 @@ class Scenario(Value):
     clients: tuple[Client, ...] = ()
     origin_links: tuple[Link, ...] = ()
     connects: tuple[Literal["ok", "refused", "hang"], ...] = ()
+    names: tuple[Name, ...] = NAMES
     filters: tuple[Filter, ...] = ()
     per_peer: int | None = None
     pool_size: int = 128
@@ -318,6 +338,14 @@ def _filter(choose: Choose) -> Filter:
     return Filter(name, do, choose((0.01, 0.5)) if do == "pause" else 0.1)
 
 
+_SECOND = Name("second.test", "192.0.2.21")
+_TABLES = (
+    (*NAMES, _SECOND),
+    (Name("origin.test"), _SECOND),
+    (Name("origin.test"),),
+)
+
+
 def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
     """Make a scenario up.
 
@@ -338,6 +366,8 @@ def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
         stop=None if stop == "none" else Stop(choose((0.0, 0.05, 1.0, 4.0)), stop),
         fail_operation=choose((0,) * 12 + (1, 2, 4, 7, 12, 20)),
         seed=seed,
+        # Drawn last, so that a seed means what it meant before there were names.
+        names=choose((NAMES,) * 6 + _TABLES),
     )
 
 
@@ -359,6 +389,8 @@ def _simpler(thing: Any) -> Iterator[Any]:
                 yield attrs.evolve(thing, **{field.name: field.default})
             if type(mine) is int and field.name not in ("at", "blocks", "cut", "fail_operation"):
                 continue
+            if field.name == "names":
+                continue  # the default is the simplest table, and every other is a case of its own
             for smaller in _simpler(mine):
                 yield attrs.evolve(thing, **{field.name: smaller})
     elif type(thing) is int and thing > 1:

@@ -40,10 +40,9 @@ from ._observed import (
     Received,
 )
 from ._reference import BLOCK, CutError, MalformedError, Message, Wire, blocks
-from ._scenario import Answer, Client, Filter, Request, Scenario
+from ._scenario import NAMES, Answer, Client, Filter, Name, Request, Scenario
 from ._schedule import AtStep, seeded_schedule
 
-ORIGIN = "origin.test"
 #: Calls of one callback that a filter's pause holds up, per request.
 PAUSES = 5
 EXTRA = b"HTTP/1.1 200 Extra\r\nX-Answer: 888.0\r\nContent-Length: 5\r\n\r\nextra"
@@ -65,6 +64,7 @@ class WorldProxy(ProxyHttp[Ctx]):
     def __init__(self, observed: Observed) -> None:
         self.observed = observed
         self.filters: tuple[Filter, ...] = observed.scenario.filters
+        self.names: tuple[Name, ...] = observed.scenario.names or NAMES
 
     def _does(self, name: str) -> list[Filter]:
         return [each for each in self.filters if each.name == name]
@@ -116,7 +116,8 @@ class WorldProxy(ProxyHttp[Ctx]):
 
     async def upstream_peer(self, session: Session, ctx: Ctx) -> HttpPeer:
         await self._do("upstream_peer", ctx)
-        return HttpPeer(ORIGIN, 80)
+        failed = sum(call.name == "fail_to_connect" for call in ctx.calls)
+        return HttpPeer(self.names[failed % len(self.names)].host, 80)
 
     def fail_to_connect(
         self, session: Session, peer: HttpPeer, ctx: Ctx, e: ProxyError
@@ -628,8 +629,11 @@ class WorldConnector(Connector):
         number = world.connects
         world.connects += 1
         fate = scenario.connects[number] if number < len(scenario.connects) else "ok"
-        if peer.host != ORIGIN:
-            raise ProxyError.explain(ErrorType.ConnectNoRoute, f"no such name: {peer.host}")
+        addresses = {name.host: name.address for name in scenario.names or NAMES}
+        address = addresses.get(str(peer.host))
+        if address is None and world.network.faults:
+            error = ProxyError.explain(ErrorType.ConnectError, f"looking up {peer.host}")
+            raise error.into_up()
         if world.network.faults and fate == "refused":
             raise ProxyError.explain(ErrorType.ConnectRefused, "as the scenario says").into_up()
         if world.network.faults and fate == "hang":
@@ -642,7 +646,7 @@ class WorldConnector(Connector):
         side = OriginSide(theirs)
         world.origins.append(side)
         self._nursery.start_soon(world.origin, side, index)
-        info = ConnectionInfo("192.0.2.10:40000", "192.0.2.20:80", trio.current_time())
+        info = ConnectionInfo("192.0.2.10:40000", f"{address}:80", trio.current_time())
         connection = H1ClientConnection(ours, info, ResponseReader(HeadLimits()))
         world.connections.append(connection)
         return connection
