@@ -100,16 +100,25 @@ async def test_close_codes_go_both_ways() -> None:
     assert echo.closed == [(4001, "bye"), (4002, "as you wish")]
 
 
-async def test_a_side_that_is_killed_is_noticed_by_the_other_soon() -> None:
+#: The start of a masked and of an unmasked binary message of 65,535 bytes.
+BEGUN_BY_CLIENT = b"\x82\xfe\xff\xff" + bytes(4) + bytes(1000)
+BEGUN_BY_SERVER = b"\x82\x7e\xff\xff" + bytes(1000)
+
+
+async def test_a_side_that_is_killed_in_the_middle_of_a_message_is_noticed_by_the_other_soon() -> (
+    None
+):
     def talk(url: str, echo: Echo) -> None:
         with connect(url) as client:
             client.send("hello")
             assert client.recv() == "hello"
+            client.socket.sendall(BEGUN_BY_CLIENT)
             client.socket.shutdown(socket.SHUT_RDWR)
             assert echo.ended.wait(2), "the origin did not notice that the client was gone"
         with connect(url) as client:
             client.send("hello")
             assert client.recv() == "hello"
+            echo.open[-1].socket.sendall(BEGUN_BY_SERVER)
             echo.open[-1].socket.shutdown(socket.SHUT_RDWR)
             with pytest.raises(ConnectionClosed):
                 client.recv(timeout=2)
