@@ -108,7 +108,6 @@ class H1ServerConnection:
         self._room = Bell()
         self._exchange: H1DownstreamStream | None = None
         self._head_started: float | None = None
-        self._waits_idle: trio.CancelScope | None = None
 
     async def run(self, handler: Handler) -> None:
         """Serve exchanges until the connection ends; the transport is closed when this returns."""
