@@ -18,11 +18,15 @@ its response; an `UpstreamStream` is the mirror. The contract, which
    exchange: the connection is never reused after it, for how much was sent is unknown.
 5. **Leaving** ``async with stream`` after both ends releases the connection; leaving earlier aborts
    the exchange: the other party sees that the message was cut.
+
+An `UpstreamConnection` is what carries the exchanges with an origin, one after another or many at
+once; the pool holds them without knowing which protocol they speak.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -142,3 +146,81 @@ class UpstreamStream(MessageStream[RequestEvent, ResponseEvent]):
     @abstractmethod
     def fileno(self) -> int:
         """Return the descriptor of the connection's socket, or -1 where there is none."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """End the exchange as `aclose` does, without a checkpoint; nothing the second time."""
+
+    async def aclose(self) -> None:
+        """End the exchange: release its connection where both messages ended, else abort it."""
+        self.release()
+
+
+class UpstreamConnection(ABC):
+    """A connection to an origin, as the pool holds it; what it speaks is its own matter.
+
+    Whoever owns it runs `run` as a task, sets `idle_timeout`, `on_idle_end` and `on_room`, and
+    asks `room` before each `start`. An exchange ends by `UpstreamStream.release`; what `room` and
+    `busy` tell behind that call holds for the next decision of the pool.
+    """
+
+    __slots__ = ()
+
+    #: Addresses and times.
+    info: ConnectionInfo
+    #: Whether it has ended, for whatever reason; it never comes back.
+    dead: bool
+    #: Exchanges that were started so far.
+    served: int
+    #: Seconds that the connection may be idle; its owner sets and keeps it.
+    idle_timeout: float
+    #: Whether the origin sent something although nothing was asked (row U1-01).
+    spoke_out_of_turn: bool
+    #: Called when the connection ended while it carried no exchange.
+    on_idle_end: Callable[[UpstreamConnection], None]
+    #: Called when `room` grew other than by a release: the origin allows more, say. It may also be
+    #: called during a release, and when nothing changed.
+    on_room: Callable[[UpstreamConnection], None]
+
+    @property
+    @abstractmethod
+    def shared(self) -> bool:
+        """Whether it carries many exchanges at once; the same for the life of the connection."""
+
+    @property
+    @abstractmethod
+    def room(self) -> int:
+        """Exchanges that may start now; 0 when it is dead or was told to go away.
+
+        Where this is 0 while nothing is carried, the connection is of no more use: the pool closes
+        it.
+        """
+
+    @property
+    @abstractmethod
+    def busy(self) -> int:
+        """Exchanges that it carries now."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Serve the connection until it ends: its reader, its writer."""
+
+    @abstractmethod
+    def start(self) -> UpstreamStream:
+        """Start the next exchange; an idle time that runs ends with that.
+
+        Raises:
+          ProxyError: it cannot carry one any more.
+        """
+
+    @abstractmethod
+    def arm_idle(self, seconds: float) -> None:
+        """Let the connection end in so many seconds unless an exchange starts before."""
+
+    @abstractmethod
+    def usable(self) -> bool:
+        """Tell, at checkout, whether an exchange may start: the last look at an idle connection."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection at once, whatever it carries; its task ends by itself."""

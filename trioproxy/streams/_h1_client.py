@@ -22,14 +22,14 @@ from .._util import Bell
 from ..codec._h1 import IncompleteMessage, ResponseReader
 from ..semantics._framing import MessageRefused, usable_offers
 from ..transport._byte_stream import ByteStream
-from ._abc import UpstreamStream
+from ._abc import UpstreamConnection, UpstreamStream
 from ._h1_write import MessageWriter
 from ._mailbox import ReadTimer
 
 READ_SIZE = 65536
 
 
-class H1ClientConnection:
+class H1ClientConnection(UpstreamConnection):
     """One HTTP/1.1 connection to an origin, good for one exchange after another."""
 
     __slots__ = (
@@ -44,6 +44,7 @@ class H1ClientConnection:
         "idle_timeout",
         "info",
         "on_idle_end",
+        "on_room",
         "reader",
         "served",
         "spoke_out_of_turn",
@@ -78,7 +79,9 @@ class H1ClientConnection:
         #: Seconds that the connection may be idle; its owner sets and keeps it.
         self.idle_timeout = math.inf
         #: Called when the connection ends while no exchange holds it.
-        self.on_idle_end: Callable[[H1ClientConnection], None] = lambda _: None
+        self.on_idle_end: Callable[[UpstreamConnection], None] = _nobody
+        #: Never called: its room grows by releases alone.
+        self.on_room: Callable[[UpstreamConnection], None] = _nobody
         self._exchange: H1UpstreamStream | None = None
         self._resume = Bell()
         self._half_closed = False
@@ -221,8 +224,24 @@ class H1ClientConnection:
         """Whether the consumer is the one that reads now."""
         return self._stepped_aside
 
+    @property
+    def shared(self) -> bool:
+        """False: one exchange at a time."""
+        return False
+
+    @property
+    def room(self) -> int:
+        """1 between exchanges, else 0."""
+        return 1 if self._exchange is None and not self.dead else 0
+
+    @property
+    def busy(self) -> int:
+        """1 during an exchange, else 0."""
+        return 0 if self._exchange is None else 1
+
     def start(self) -> H1UpstreamStream:
         """Start the next exchange."""
+        self.timer.disarm()
         exchange = self._exchange = H1UpstreamStream(self)
         self.served += 1
         return exchange
@@ -244,6 +263,10 @@ class H1ClientConnection:
             or exchange.aborted
         ):
             self.close()
+
+    def arm_idle(self, seconds: float) -> None:
+        """Let the connection end in so many seconds unless an exchange starts before."""
+        self.timer.arm(seconds, "idle")
 
     def usable(self) -> bool:
         """Tell, at checkout, whether an idle connection is still silent and open (U1-01)."""
@@ -420,9 +443,15 @@ class H1UpstreamStream(UpstreamStream):
             self._head_left = max(0.0, self._head_left - waited)
         self._waiting_since = None
 
-    async def aclose(self) -> None:
-        """Release the connection where both messages ended, else close it."""
-        self._connection.release()
+    def release(self) -> None:
+        """End the exchange: back to idle where both messages are whole, else closed."""
+        connection = self._connection
+        if connection._exchange is self:  # noqa: SLF001  # its own connection
+            connection.release()
+
+
+def _nobody(_: UpstreamConnection) -> None:
+    """Stand in for an owner that does not care."""
 
 
 def _gone() -> ProxyError:

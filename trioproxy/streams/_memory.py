@@ -322,7 +322,7 @@ class MemoryUpstream(UpstreamStream):
             self._downstream.party_left()
             raise
 
-    async def aclose(self) -> None:
+    def release(self) -> None:
         """Leave the exchange; unless both messages ended, the other end is told at once."""
         exchange = self._exchange
         if not exchange.upstream_left:
