@@ -38,6 +38,31 @@ ReadTcpInfo = Callable[[], TcpInfo | None]
 
 
 @attrs.frozen
+class TlsInfo:
+    """What a TLS handshake agreed on (Pingora's ``SslDigest``).
+
+    Attributes:
+      version: The protocol version, such as ``TLSv1.3``.
+      cipher: The cipher suite by OpenSSL's name.
+      sni: The server name that the client asked for, None where it asked for none.
+      alpn: The protocol that ALPN chose, None where it chose none.
+      peer_subject: The subject of the peer's verified certificate, such as ``CN=client,O=Us``.
+      peer_serial: The serial number of that certificate, in hexadecimal digits.
+      peer_sha256: The SHA-256 of the peer's certificate, verified or not, in hexadecimal digits.
+      handshake_time: Seconds that the handshake took.
+    """
+
+    version: str
+    cipher: str
+    sni: str | None = None
+    alpn: str | None = None
+    peer_subject: str | None = None
+    peer_serial: str | None = None
+    peer_sha256: str | None = None
+    handshake_time: float = 0.0
+
+
+@attrs.frozen
 class ConnectionInfo:
     """Where a connection leads.
 
@@ -51,6 +76,9 @@ class ConnectionInfo:
       proxy_time: Seconds that a CONNECT proxy on the way took to answer.
       proxy_reply: That answer's head.
       read_tcp_info: Reads what the kernel knows of it, where there is a TCP socket.
+      tls: What its TLS handshake agreed on, None without TLS.
+      serves: Tells whether an authority belongs to the certificate that was chosen by the client's
+        server name (RFC 9110 section 15.5.20); None where there is only one.
     """
 
     local: str | None
@@ -62,6 +90,8 @@ class ConnectionInfo:
     proxy_time: float = 0.0
     proxy_reply: ResponseHeader | None = attrs.field(default=None, eq=False)
     read_tcp_info: ReadTcpInfo | None = attrs.field(default=None, eq=False, repr=False)
+    tls: TlsInfo | None = None
+    serves: Callable[[str], bool] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 @attrs.frozen
@@ -77,6 +107,7 @@ class Digest:
       connect_time: Seconds that connecting took.
       proxy_time: Seconds that an HTTP CONNECT proxy on the way took to answer.
       proxy_reply: That answer's head, None where there is no proxy.
+      tls: What the TLS handshake agreed on, None without TLS.
     """
 
     peer_addr: str | None
@@ -87,6 +118,7 @@ class Digest:
     proxy_time: float = 0.0
     proxy_reply: ResponseHeader | None = attrs.field(default=None, eq=False)
     _read_tcp_info: ReadTcpInfo | None = attrs.field(default=None, eq=False, repr=False)
+    tls: TlsInfo | None = None
 
     @classmethod
     def of(cls, info: ConnectionInfo) -> Digest:
@@ -100,6 +132,7 @@ class Digest:
             info.proxy_time,
             info.proxy_reply,
             info.read_tcp_info,
+            info.tls,
         )
 
     def tcp_info(self) -> TcpInfo | None:

@@ -59,6 +59,10 @@ class ByteStream(ABC):
           trio.Cancelled: how much was sent is unknown.
         """
 
+    def send_ready(self, data: bytes) -> int:
+        """Send what can be sent without waiting, and return how much that was; 0 on any error."""
+        return 0
+
     @abstractmethod
     async def send_eof(self) -> None:
         """End the output; input goes on."""
@@ -140,6 +144,15 @@ class SocketStream(ByteStream):
                 await self._send_rest(parts, sent, timeout)
         except OSError as exc:
             raise self._error(ErrorType.WriteError, "writing", exc) from exc
+
+    def send_ready(self, data: bytes) -> int:
+        """Send what can be sent; see `ByteStream.send_ready`."""
+        if self._closed or not data:
+            return 0
+        try:
+            return self._try_send(data)
+        except OSError:
+            return 0
 
     def _try_send(self, data: bytes | memoryview) -> int:
         try:

@@ -35,6 +35,10 @@ class WatchedStream(ByteStream):
         """Send all parts; see `ByteStream.send_parts`."""
         await self._inner.send_parts(parts, timeout)
 
+    def send_ready(self, data: bytes) -> int:
+        """Send what can be sent; see `ByteStream.send_ready`."""
+        return self._inner.send_ready(data)
+
     async def send_eof(self) -> None:
         """End the output."""
         await self._inner.send_eof()
