@@ -33,6 +33,7 @@ class RequestFacts:
       offers: The protocols that the client offers to switch to, as it wrote them (RFC 9110 section
         7.8); empty where the offer has no effect.
       te_trailers: Whether the client takes trailers.
+      extended_connect: Whether the offer came as an extended CONNECT (RFC 8441).
     """
 
     content_length: int | None = None
@@ -44,6 +45,7 @@ class RequestFacts:
     expect_continue: bool = False
     offers: tuple[bytes, ...] = ()
     te_trailers: bool = False
+    extended_connect: bool = False
 
     @property
     def has_body(self) -> bool:

@@ -18,8 +18,8 @@ from .._messages import RequestFacts, RequestHeader, ResponseFacts, ResponseHead
 MAX_LENGTH = 2**63 - 1
 MAX_METHOD = 32
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_PROTOCOL = re.compile(_TOKEN.pattern + rb"(?:/" + _TOKEN.pattern + rb")?")
+TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_PROTOCOL = re.compile(TOKEN.pattern + rb"(?:/" + TOKEN.pattern + rb")?")
 _DIGITS = re.compile(rb"[0-9]{1,20}")  # as many as every parser takes
 _VERSION = re.compile(rb"[0-9]\.[0-9]")
 # A transfer coding with parameters that are tokens (RFC 9112 section 7); nothing quoted.
@@ -27,7 +27,7 @@ _CODING = re.compile(
     rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
     rb"(?:[ \t]*;[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*=[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*"
 )
-_BAD_TARGET = re.compile(rb"[^\x21\x22\x24-\x5b\x5d-\x7e]")  # controls, space, #, \, >= 0x7f
+BAD_TARGET = re.compile(rb"[^\x21\x22\x24-\x5b\x5d-\x7e]")  # controls, space, #, \, >= 0x7f
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,8}))?"
@@ -145,7 +145,7 @@ def nominated_by(tokens: list[bytes]) -> tuple[bytes, ...]:
     )
 
 
-def _check_underscore(name: bytes, limits: HeadLimits) -> None:
+def check_underscore(name: bytes, limits: HeadLimits) -> None:
     hyphened = name.replace(b"_", b"-")
     if (
         limits.refuse_underscores
@@ -184,7 +184,7 @@ def check_request(
         raise _bad("malformed HTTP version")
     if len(target) > limits.max_target_bytes:
         raise MessageRefused(414, "the request target is too long")
-    if len(method) > MAX_METHOD or not _TOKEN.fullmatch(method):
+    if len(method) > MAX_METHOD or not TOKEN.fullmatch(method):
         raise _bad("malformed method")
     if len(fields) > limits.max_fields:
         raise MessageRefused(431, "too many header fields")
@@ -222,7 +222,7 @@ def check_request(
                 if name == b"upgrade":
                     facts.offers += usable_offers(value)
         elif b"_" in name:
-            _check_underscore(name, limits)
+            check_underscore(name, limits)
     if lengths is not None or codings is not None:
         number = check_request_framing(lengths or (), codings or (), old=old)
         facts.chunked = number is None
@@ -309,7 +309,7 @@ def _check_codings(codings: Sequence[bytes], *, old: bool) -> None:
 
 def _check_target(method: bytes, target: bytes, fields: list[Field]) -> tuple[bytes, list[Field]]:
     """Return origin-form, and the fields with the Host that goes with it (rows H1-15, H1-16)."""
-    if _BAD_TARGET.search(target):
+    if BAD_TARGET.search(target):
         raise _bad("malformed request target")
     if target[:1] == b"/":
         return target, fields
