@@ -291,6 +291,13 @@ class End(ByteStream):
                     )
                 self._check_open()
 
+    def send_ready(self, data: bytes) -> int:
+        """Send what there is room for; see `ByteStream.send_ready`."""
+        out = self.outgoing
+        if self.closed or out.broken or out.receiver_closed or out.fin is not None:
+            return 0
+        return out.put(data)
+
     async def send_eof(self) -> None:
         """End the output."""
         self._check_open()

@@ -150,7 +150,7 @@ async def _custom(
             raise ProxyError.explain(
                 ErrorType.ConnectTimedout, f"{text}: no answer in {timeout:g} s"
             )
-        if not isinstance(stream, trio.abc.Stream):
+        if not isinstance(stream, (trio.abc.Stream, ByteStream)):
             raise TypeError(f"it returned {stream!r}: a trio.abc.Stream is right")
     except ProxyError as exc:
         raise exc.into_up() from exc.cause
@@ -163,7 +163,8 @@ async def _custom(
         raise ProxyError.because(ErrorType.ConnectError, text, exc).into_up() from exc
     now = trio.current_time()
     info = ConnectionInfo(None, name, now, connect_time=now - started)
-    return StreamAdapter(stream), info
+    # A network in memory gives what sockets would: it can be asked without waiting.
+    return stream if isinstance(stream, ByteStream) else StreamAdapter(stream), info
 
 
 def _of_family(addresses: list[Address], bind_to: BindTo, name: str) -> list[Address]:
