@@ -43,7 +43,7 @@ def test_parse_reads_the_path_of_a_unix_socket() -> None:
 @pytest.mark.parametrize(
     ("url", "right"),
     [
-        ("", r"http://host\[:port\] or http\+unix:PATH is"),
+        ("", r"http://host\[:port\], https://host\[:port\] or http\+unix:PATH is"),
         ("http://", r"http://host\[:port\]"),
         ("ftp://a", r"http://host\[:port\]"),
         ("http://a/b", r"http://host\[:port\]"),
@@ -65,7 +65,10 @@ def test_parse_reads_the_path_of_a_unix_socket() -> None:
         ("http://b\xfccher.example", "a host name"),
         ("example.com", r"host:port or http://host\[:port\] is right"),
         ("http+unix:", "http.unix:PATH is right"),
-        ("https://a", "https origins need TLS"),
+        ("HTTPS://a", r"https://host\[:port\] or http\+unix:PATH is"),
+        ("https://[::1", r"https://\[v6\]:port is right"),
+        ("https://a..b", "give one as sni"),
+        ("https+unix:/x", "is not an origin"),
     ],
 )
 def test_parse_refuses_and_says_what_is_right(url: str, right: str) -> None:
@@ -97,9 +100,7 @@ def test_a_peer_has_a_host_or_a_path_and_not_both() -> None:
 
 
 def test_a_scheme_that_is_not_spoken_is_refused() -> None:
-    with pytest.raises(ValueError, match="https origins need TLS"):
-        HttpPeer("a", 443, scheme="https")
-    with pytest.raises(ValueError, match="'http' is right"):
+    with pytest.raises(ValueError, match="scheme='gopher': 'http' or 'https' is right"):
         HttpPeer("a", 80, scheme="gopher")
 
 

@@ -89,6 +89,7 @@ class ServerConf:
 
     Attributes:
       connect_timeout: For connecting to an origin.
+      upstream_tls_timeout: For the TLS handshake with an origin.
       read_timeout: For an origin's response head, and for each gap in its content.
       write_timeout: For a write without progress, to either side.
       idle_timeout: How long a client's kept-alive connection may be idle.
@@ -129,6 +130,7 @@ class ServerConf:
     """
 
     connect_timeout: float = attrs.field(default=5.0, validator=_seconds)
+    upstream_tls_timeout: float = attrs.field(default=10.0, validator=_seconds)
     read_timeout: float = attrs.field(default=60.0, validator=_seconds)
     write_timeout: float = attrs.field(default=60.0, validator=_seconds)
     idle_timeout: float = attrs.field(default=60.0, validator=_seconds)

@@ -1,18 +1,25 @@
-"""How to treat the connection to a peer: timeouts, socket options, who connects, who is told."""
+"""How to treat the connection to a peer: timeouts, sockets, TLS, HTTP versions, who is told."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Hashable, Iterable, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 import attrs
 
 from ._headers import Headers
-from ._info import Digest
+from ._info import Digest, TlsInfo
 
 Text = str | bytes
 HeaderPairs = tuple[tuple[bytes, bytes], ...]
+
+#: The HTTP versions that a peer may speak, as (highest, lowest).
+_VERSIONS = ((1, 1), (2, 1), (2, 2))
+_ALPN = {(1, 1): ("http/1.1",), (2, 1): ("h2", "http/1.1"), (2, 2): ("h2",)}
+_TLS_VERSIONS = ("1.2", "1.3")
+_MAX_WINDOW = (1 << 31) - 1
 
 # What the framing of a CONNECT request is made of; the engine writes it.
 _RESERVED = frozenset({b"host", b"content-length", b"transfer-encoding"})
@@ -187,6 +194,11 @@ def _methods(*names: str) -> Any:
     return check
 
 
+def _callable(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"{attribute.name}={value!r}: a function or None is right")
+
+
 def _hashable(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     try:
         hash(value)
@@ -195,6 +207,160 @@ def _hashable(_instance: object, attribute: attrs.Attribute[Any], value: object)
             f"{attribute.name}={value!r}: it must be hashable, for connections are told apart by "
             "it (attrs.frozen, or eq=False)"
         ) from None
+
+
+def file_name(value: object) -> object:
+    """Return a path object as text, anything else as it is."""
+    as_path = getattr(value, "__fspath__", None)
+    return value if as_path is None else as_path()
+
+
+def _path(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{attribute.name}={value!r}: the path of a PEM file is right")
+
+
+@attrs.frozen
+class CertKey:
+    """Our certificate for peers that want one (Pingora's ``CertKey``), in PEM files.
+
+    Attributes:
+      chain: The path of the certificate, with the intermediate ones behind it.
+      key: The path of its private key; None where the key is in the same file.
+      password: What the key is encrypted with.
+    """
+
+    chain: str = attrs.field(converter=file_name, validator=_path)
+    key: str | None = attrs.field(
+        default=None, converter=file_name, validator=attrs.validators.optional(_path)
+    )
+    password: str | None = attrs.field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.password is not None and not isinstance(self.password, str):
+            raise ValueError("password: text is right")
+
+
+def as_cert_key(value: Any) -> Any:
+    """Return a chain and a key as a `CertKey`, anything else as it is."""
+    return CertKey(*value) if isinstance(value, tuple) and len(value) == 2 else value
+
+
+def check_cert_key(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Refuse what is no certificate for us: a `CertKey`, or what configures a context by itself."""
+    if value is None or isinstance(value, CertKey):
+        return
+    if not callable(getattr(value, "configure_cert", None)):
+        raise ValueError(
+            f"{attribute.name}={value!r}: a CertKey, or an object with configure_cert(context), "
+            "is right"
+        )
+    _hashable(instance, attribute, value)
+
+
+def _anchors(value: Any) -> Any:
+    """Return trust anchors as a tuple of them, None where there are none of our own."""
+    if value is None:
+        return None
+    if isinstance(value, (tuple, list)):
+        return tuple(file_name(each) for each in value)
+    return (file_name(value),)
+
+
+def _check_anchors(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is None:
+        return
+    right = "a path, PEM as text, DER or PEM as bytes, or an object with configure_trust(context)"
+    if not value:
+        raise ValueError(f"{attribute.name}={value!r}: {right} is right, or several of them")
+    for each in value:
+        if not (isinstance(each, (str, bytes)) and each) and not callable(
+            getattr(each, "configure_trust", None)
+        ):
+            raise ValueError(f"{attribute.name}={each!r}: {right} is right, or several of them")
+        _hashable(instance, attribute, each)
+
+
+def _version_pair(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value not in _VERSIONS or [type(each) for each in value] != [int, int]:
+        raise ValueError(
+            f"{attribute.name}={value!r}: the highest and the lowest version are right: (1, 1), "
+            "(2, 1) or (2, 2)"
+        )
+
+
+def _tls_version(_instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if value not in _TLS_VERSIONS:
+        raise ValueError(
+            f"{attribute.name}={value!r}: one of {', '.join(map(repr, _TLS_VERSIONS))} is right"
+        )
+
+
+def _words(_instance: object, attribute: attrs.Attribute[str | None], value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value and value.isascii()):
+        raise ValueError(
+            f"{attribute.name}={value!r}: a list of OpenSSL cipher names with colons, or None, "
+            "is right"
+        )
+
+
+def server_name(value: object, what: str) -> str:
+    """Return a name that a certificate can have: a host name or an IP address.
+
+    Args:
+      value: The name; a dot at its end is dropped, and so is the zone of an IPv6 address.
+      what: How an error shall call it.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if isinstance(value, str):
+        name = value.partition("%")[0] if ":" in value else value.removesuffix(".")
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            if len(name) < 254 and _DNS_NAME.fullmatch(name):
+                return name
+        else:
+            return name
+    raise ValueError(f"{what}={value!r}: a host name (ASCII) or an IP address is right")
+
+
+def _other_name(value: Any) -> Any:
+    return server_name(value, "alternative_cn") if value is not None else None
+
+
+# A label may have underscores: no host's name does, but many a certificate's.
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+
+
+# What shapes a connection, beside what only TLS has.
+_SHAPING = (
+    "bind_to",
+    "tcp_keepalive",
+    "tcp_recv_buf",
+    "dscp",
+    "tcp_fast_open",
+    "custom_l4",
+    "extra_proxy_headers",
+    "allow_h1_response_invalid_content_length",
+    "http_version",
+    "max_h2_streams",
+    "h2_ping_interval",
+    "h2_stream_window_size",
+    "h2_connection_window_size",
+)
+_OF_TLS = (
+    "verify_cert",
+    "verify_hostname",
+    "alternative_cn",
+    "ca",
+    "client_cert_key",
+    "min_tls_version",
+    "ciphers",
+    "upstream_tls_handshake_complete_hook",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -207,8 +373,9 @@ class PeerOptions:
     Attributes:
       connection_timeout: Seconds for connecting, and once more for what an HTTP CONNECT proxy
         takes to answer.
-      total_connection_timeout: Seconds for all of it, the name's look-up included; None is no
-        limit.
+      tls_handshake_timeout: Seconds for the TLS handshake.
+      total_connection_timeout: Seconds for all of it, the name's look-up and the handshake
+        included; None is no limit.
       read_timeout: Seconds for each wait for the response's head or more of its content.
       write_timeout: Seconds that a write may be without progress.
       idle_timeout: Seconds that a connection may wait in the pool; 0 disables pooling.
@@ -222,9 +389,30 @@ class PeerOptions:
       tracer: A `Tracer` that is told of new and of closed connections.
       allow_h1_response_invalid_content_length: Whether a response with a repeated or malformed
         Content-Length ends with its connection, in place of being refused.
+      verify_cert: Whether a peer's certificate is verified. Where it is not, neither is its name,
+        and anybody may be at the other end.
+      verify_hostname: Whether it must be for the peer's name (its ``sni``).
+      alternative_cn: One more name that it may be for, a host name or an IP address.
+      ca: Whom to trust in place of the system's authorities: the path of a PEM file or of a
+        directory, PEM as text or bytes, an object with ``configure_trust(context)`` such as a
+        trustme CA, or several of these.
+      client_cert_key: Our certificate where the peer wants one: a `CertKey`, chain and key as two
+        paths, or an object with ``configure_cert(context)`` such as a trustme certificate.
+      min_tls_version: The lowest TLS version, ``"1.2"`` or ``"1.3"``.
+      ciphers: OpenSSL's names of the TLS 1.2 cipher suites, with colons; None for the defaults.
+      http_version: The highest and the lowest HTTP version: (1, 1), (2, 1) for HTTP/2 where the
+        peer agrees to it by ALPN, (2, 2) for HTTP/2 alone. Without TLS (2, 2) is HTTP/2 by prior
+        knowledge, and (2, 1) is HTTP/1.1.
+      max_h2_streams: Requests at once on one HTTP/2 connection; the peer may want fewer.
+      h2_ping_interval: Seconds between the pings on an HTTP/2 connection; None sends none.
+      h2_stream_window_size: Bytes of one HTTP/2 response that may be under way unread.
+      h2_connection_window_size: The same for all responses on a connection together.
+      upstream_tls_handshake_complete_hook: Called with the `TlsInfo` of each new connection;
+        a `ProxyError` that it raises refuses the connection.
     """
 
     connection_timeout: float | None = attrs.field(default=None, validator=_seconds)
+    tls_handshake_timeout: float | None = attrs.field(default=None, validator=_seconds)
     total_connection_timeout: float | None = attrs.field(default=None, validator=_seconds)
     read_timeout: float | None = attrs.field(default=None, validator=_seconds)
     write_timeout: float | None = attrs.field(default=None, validator=_seconds)
@@ -244,6 +432,27 @@ class PeerOptions:
         default=None, validator=_methods("on_connected", "on_disconnected")
     )
     allow_h1_response_invalid_content_length: bool = attrs.field(default=False, validator=_flag)
+    verify_cert: bool = attrs.field(default=True, validator=_flag)
+    verify_hostname: bool = attrs.field(default=True, validator=_flag)
+    alternative_cn: str | None = attrs.field(default=None, converter=_other_name)
+    ca: Any = attrs.field(default=None, converter=_anchors, validator=_check_anchors, repr=False)
+    client_cert_key: Any = attrs.field(
+        default=None, converter=as_cert_key, validator=check_cert_key
+    )
+    min_tls_version: str = attrs.field(default="1.2", validator=_tls_version)
+    ciphers: str | None = attrs.field(default=None, validator=_words)
+    http_version: tuple[int, int] = attrs.field(default=(1, 1), validator=_version_pair)
+    max_h2_streams: int = attrs.field(default=1, validator=_whole(1, _MAX_WINDOW, "a number"))
+    h2_ping_interval: float | None = attrs.field(default=None, validator=_seconds)
+    h2_stream_window_size: int | None = attrs.field(
+        default=None, validator=_whole(1, _MAX_WINDOW, "a number of bytes")
+    )
+    h2_connection_window_size: int | None = attrs.field(
+        default=None, validator=_whole(65535, _MAX_WINDOW, "a number of bytes")
+    )
+    upstream_tls_handshake_complete_hook: Callable[[TlsInfo], None] | None = attrs.field(
+        default=None, validator=[_callable, _hashable]
+    )
     #: What these options add to a peer's reuse key: None where nothing of them shapes a connection.
     _reuse_key: Hashable = attrs.field(init=False, repr=False, eq=False)
 
@@ -253,18 +462,22 @@ class PeerOptions:
             raise ValueError(
                 f"{of_sockets[0]} is for the built-in sockets, and custom_l4 takes their place"
             )
-        shaping = (
-            self.bind_to,
-            self.tcp_keepalive,
-            self.tcp_recv_buf,
-            self.dscp,
-            self.tcp_fast_open,
-            self.custom_l4,
-            self.extra_proxy_headers,
-            self.allow_h1_response_invalid_content_length,
-        )
-        plain = shaping == (None, None, None, None, False, None, (), False)
-        object.__setattr__(self, "_reuse_key", None if plain else shaping)
+        if self.max_h2_streams is None:
+            raise ValueError("max_h2_streams=None: a number, 1 or more, is right")
+        self._check_verification()
+        shaping = tuple([getattr(self, name) for name in (*_SHAPING, *_OF_TLS)])
+        object.__setattr__(self, "_reuse_key", None if shaping == _PLAIN else shaping)
+
+    def _check_verification(self) -> None:
+        """Refuse what says whom to trust where nobody is verified."""
+        if not self.verify_cert and self.ca is not None:
+            raise ValueError("ca: verify_cert=False trusts everybody; leave one of them out")
+        if self.alternative_cn is not None and not (self.verify_cert and self.verify_hostname):
+            off = "verify_hostname" if self.verify_cert else "verify_cert"
+            raise ValueError(
+                f"alternative_cn={self.alternative_cn!r}: {off}=False accepts every name; leave "
+                "one of them out"
+            )
 
     @property
     def reuse_key(self) -> Hashable:
@@ -280,6 +493,37 @@ class PeerOptions:
         ]
         return [*found, "tcp_fast_open"] if self.tcp_fast_open else found
 
+    def tls_options(self) -> list[str]:
+        """Return the names of those options that are set and that only TLS can have."""
+        if self._reuse_key is None:
+            return []
+        plain = dict(zip((*_SHAPING, *_OF_TLS), _PLAIN, strict=True))
+        return [name for name in _OF_TLS if getattr(self, name) != plain[name]]
 
+    @property
+    def alpn(self) -> tuple[str, ...]:
+        """What a TLS handshake offers by ALPN, the best first."""
+        return _ALPN[self.http_version]
+
+    def with_http_version(self, highest: int, lowest: int) -> PeerOptions:
+        """Return a copy for other HTTP versions.
+
+        Args:
+          highest: Pingora's ``max``, 1 or 2.
+          lowest: Pingora's ``min``.
+
+        Raises:
+          ValueError: there is no such pair; see ``http_version``.
+        """
+        return attrs.evolve(self, http_version=(highest, lowest))
+
+    #: Pingora's name of it. It changes nothing: use what it returns.
+    set_http_version = with_http_version
+
+
+# The defaults of all that shapes a connection.
+_PLAIN: tuple[object, ...] = tuple(
+    getattr(attrs.fields(PeerOptions), name).default for name in (*_SHAPING, *_OF_TLS)
+)
 #: What most peers have, made once.
 DEFAULT = PeerOptions()

@@ -5,15 +5,26 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 import attrs
 
 from ._messages import ResponseHeader
-from ._options import DEFAULT, HeaderPairs, Text, proxy_headers
+from ._options import (
+    DEFAULT,
+    HeaderPairs,
+    Text,
+    as_cert_key,
+    check_cert_key,
+    proxy_headers,
+    server_name,
+)
 from ._options import PeerOptions as PeerOptions
 
 # What a Host field may hold; an international name comes as punycode.
 _HOST_NAME = re.compile(r"[A-Za-z0-9\-._~!$&'()*+;=%]+")
+
+_PORTS = {"http": 80, "https": 443}
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
 
@@ -45,26 +56,26 @@ def _check_address(host: object, port: object, path: object, what: str) -> None:
         raise ValueError(f"path={path!r}: the path of a unix socket is right")
 
 
-def _split(url: str) -> tuple[str | None, int | None, str | None]:
-    """Return host, port and path of ``http://host[:port]``, ``host:port``, ``http+unix:PATH``."""
+def _split(url: str) -> tuple[str, str | None, int | None, str | None]:
+    """Return scheme, host, port and path of a URL: see `HttpPeer.parse`."""
     if url.startswith("http+unix:"):
         path = url.removeprefix("http+unix:")
         if not path:
             raise ValueError(f"{url!r} has no path: http+unix:PATH is right")
-        return None, None, path
+        return "http", None, None, path
     scheme, mark, rest = url.partition("://")
     if not mark:
         scheme, rest = "http", url
-    if scheme == "https":
-        raise ValueError(f"{url!r}: https origins need TLS, which this version does not have yet")
     rest = rest.removesuffix("/")
-    if scheme != "http" or not rest or any(c in rest for c in "/?#@ "):
-        raise ValueError(f"{url!r} is not an origin: http://host[:port] or http+unix:PATH is")
-    host, port = rest, 80 if mark else None
+    if scheme not in _PORTS or not rest or any(c in rest for c in "/?#@ "):
+        raise ValueError(
+            f"{url!r} is not an origin: http://host[:port], https://host[:port] or http+unix:PATH is"
+        )
+    host, port = rest, _PORTS[scheme] if mark else None
     if rest.startswith("["):
         host, closing, tail = rest[1:].partition("]")
         if not closing or ":" not in host or (tail and not tail.startswith(":")):
-            raise ValueError(f"{url!r} is not an origin: http://[v6]:port is right")
+            raise ValueError(f"{url!r} is not an origin: {scheme}://[v6]:port is right")
         digits = tail[1:]
     else:
         host, _, digits = rest.partition(":")
@@ -74,7 +85,7 @@ def _split(url: str) -> tuple[str | None, int | None, str | None]:
         port = int(digits)
     elif port is None:
         raise ValueError(f"{url!r} has no port: host:port or http://host[:port] is right")
-    return host, port, None
+    return scheme, host, port, None
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -112,7 +123,9 @@ class Proxy:
         Raises:
           ValueError: it is none of these; the message says what is right.
         """
-        host, port, path = _split(url)
+        scheme, host, port, path = _split(url)
+        if scheme != "http":
+            raise ValueError(f"{url!r}: a proxy is asked without TLS; http://host[:port] is right")
         return cls(host, port, path=path, headers=headers)
 
     def __str__(self) -> str:
@@ -142,9 +155,13 @@ class HttpPeer:
       port: The TCP port.
       path: The path of a unix socket, in place of host and port.
       proxy: The HTTP CONNECT proxy that leads there, None for a direct way.
-      scheme: ``"http"``.
+      scheme: ``"http"``, or ``"https"`` for TLS.
+      sni: The name that TLS asks for and that the certificate must have: a host name, or an IP
+        address, which is verified and not sent. None takes the host. ``""`` sends none, and needs
+        ``verify_cert=False``.
+      client_cert_key: Our certificate where the peer wants one, as in its options.
       group_key: Connections are reused only among peers with the same number.
-      options: Timeouts, socket options and the like.
+      options: Timeouts, socket options, TLS and HTTP versions.
       reuse_key: What two peers must share for one to use the other's idle connection.
       name: The peer as a log shows it.
     """
@@ -154,16 +171,20 @@ class HttpPeer:
     path: str | None = attrs.field(default=None, kw_only=True)
     proxy: Proxy | None = attrs.field(default=None, kw_only=True)
     scheme: str = attrs.field(default="http", kw_only=True)
+    sni: str | None = attrs.field(default=None, kw_only=True)
+    client_cert_key: Any = attrs.field(
+        default=None, converter=as_cert_key, validator=check_cert_key, kw_only=True
+    )
     group_key: int = attrs.field(default=0, kw_only=True)
     options: PeerOptions = attrs.field(default=DEFAULT, kw_only=True)
     reuse_key: Hashable = attrs.field(init=False, repr=False, eq=False)
     name: str = attrs.field(init=False, repr=False, eq=False)
+    _server_name: str | None = attrs.field(init=False, default=None, repr=False, eq=False)
+    _http1: HttpPeer | None = attrs.field(init=False, default=None, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.scheme == "https":
-            raise ValueError("https origins need TLS, which this version does not have yet")
-        if self.scheme != "http":
-            raise ValueError(f"scheme={self.scheme!r}: 'http' is right")
+        if self.scheme not in _PORTS:
+            raise ValueError(f"scheme={self.scheme!r}: 'http' or 'https' is right")
         _check_address(self.host, self.port, self.path, "peer")
         key: tuple[Hashable, ...] = (
             self.host,
@@ -178,8 +199,14 @@ class HttpPeer:
             self._check_way()
             if self.proxy is not None or options.reuse_key is not None:
                 key = (*key, self.proxy, options.reuse_key)
-            if self.proxy is not None:
-                name = f"{name} via {self.proxy}"
+        if self.scheme == "https":
+            self._check_tls()
+            key = (*key, self._server_name, self.client_cert_key)
+            name = f"{name} over TLS" if self.path else f"https://{name}"
+        else:
+            self._check_no_tls()
+        if self.proxy is not None:
+            name = f"{name} via {self.proxy}"
         object.__setattr__(self, "reuse_key", key)
         object.__setattr__(self, "name", name)
 
@@ -199,22 +226,83 @@ class HttpPeer:
         if next_hop.path is not None and (names := options.tcp_options()):
             raise ValueError(f"{names[0]} is for TCP, and unix:{next_hop.path} is none")
 
+    def _check_tls(self) -> None:
+        """Find the name that the certificate must have; refuse to verify without one."""
+        if self.client_cert_key is not None and self.options.client_cert_key is not None:
+            raise ValueError("client_cert_key: the peer has one and its options, too; one is right")
+        name: str | None = None
+        if self.sni:
+            name = server_name(self.sni, "sni")
+        elif self.sni is None and self.host is not None:
+            try:
+                name = server_name(self.host, "host")
+            except ValueError:
+                raise ValueError(
+                    f"host={self.host!r} is no name that a certificate can have: give one as sni"
+                ) from None
+        elif self.sni is not None and self.sni != "":
+            raise ValueError(f"sni={self.sni!r}: a host name or an IP address is right")
+        elif self.options.verify_cert:
+            # Pingora verifies nothing then, whatever the options say.
+            raise ValueError(
+                f"sni={self.sni!r}: without a name no certificate can be verified; give the name "
+                "that it is for, or verify_cert=False"
+            )
+        object.__setattr__(self, "_server_name", name)
+
+    def _check_no_tls(self) -> None:
+        """Refuse what only TLS can have."""
+        names = self.options.tls_options()
+        if self.sni is not None:
+            names = ["sni"]
+        elif self.client_cert_key is not None:
+            names = ["client_cert_key"]
+        if names:
+            raise ValueError(f"{names[0]} is for TLS: scheme='https' is right, or leave it out")
+
     @classmethod
-    def parse(cls, url: str, *, group_key: int = 0, options: PeerOptions | None = None) -> HttpPeer:
-        """Read ``http://host[:port]``, ``host:port`` or ``http+unix:PATH``.
+    def parse(
+        cls,
+        url: str,
+        *,
+        sni: str | None = None,
+        group_key: int = 0,
+        options: PeerOptions | None = None,
+    ) -> HttpPeer:
+        """Read ``http://host[:port]``, ``https://host[:port]``, ``host:port`` or ``http+unix:PATH``.
 
         Raises:
           ValueError: it is none of these; the message says what is right.
         """
-        host, port, path = _split(url)
-        return cls(host, port, path=path, group_key=group_key, options=options or DEFAULT)
+        scheme, host, port, path = _split(url)
+        return cls(
+            host,
+            port,
+            path=path,
+            scheme=scheme,
+            sni=sni,
+            group_key=group_key,
+            options=options or DEFAULT,
+        )
 
     @classmethod
     def new_uds(
-        cls, path: str, *, group_key: int = 0, options: PeerOptions | None = None
+        cls,
+        path: str,
+        *,
+        tls: bool = False,
+        sni: str | None = None,
+        group_key: int = 0,
+        options: PeerOptions | None = None,
     ) -> HttpPeer:
-        """Return the peer behind a unix socket."""
-        return cls(path=path, group_key=group_key, options=options or DEFAULT)
+        """Return the peer behind a unix socket; with TLS it needs an ``sni``."""
+        return cls(
+            path=path,
+            scheme="https" if tls else "http",
+            sni=sni,
+            group_key=group_key,
+            options=options or DEFAULT,
+        )
 
     @classmethod
     def new_proxy(
@@ -223,6 +311,8 @@ class HttpPeer:
         host: str,
         port: int,
         *,
+        tls: bool = False,
+        sni: str | None = None,
         headers: Mapping[str, Text] | Iterable[tuple[Text, Text]] = (),
         group_key: int = 0,
         options: PeerOptions | None = None,
@@ -234,6 +324,8 @@ class HttpPeer:
             `Proxy`.
           host: The peer's name or address. The proxy looks a name up, we do not.
           port: The peer's port.
+          tls: Whether to speak TLS with the peer, inside the tunnel.
+          sni: As for any peer.
           headers: Fields for the CONNECT request, where ``next_hop`` is text.
           group_key: As for any peer.
           options: As for any peer; what they say of sockets is for the one to the proxy.
@@ -242,15 +334,82 @@ class HttpPeer:
           ValueError: one of them is wrong; the message says what is right.
         """
         proxy = Proxy.parse(next_hop, headers=headers) if isinstance(next_hop, str) else next_hop
-        return cls(host, port, proxy=proxy, group_key=group_key, options=options or DEFAULT)
+        return cls(
+            host,
+            port,
+            proxy=proxy,
+            scheme="https" if tls else "http",
+            sni=sni,
+            group_key=group_key,
+            options=options or DEFAULT,
+        )
+
+    @classmethod
+    def new_mtls(
+        cls,
+        host: str,
+        port: int,
+        sni: str | None,
+        client_cert_key: Any,
+        *,
+        group_key: int = 0,
+        options: PeerOptions | None = None,
+    ) -> HttpPeer:
+        """Return a peer that wants a certificate from us.
+
+        Args:
+          host: The peer's name or address.
+          port: The peer's port.
+          sni: The name of its certificate; None takes the host.
+          client_cert_key: Our certificate: a `CertKey`, chain and key as two paths, or an object
+            with ``configure_cert(context)``.
+          group_key: As for any peer.
+          options: As for any peer.
+        """
+        return cls(
+            host,
+            port,
+            scheme="https",
+            sni=sni,
+            client_cert_key=client_cert_key,
+            group_key=group_key,
+            options=options or DEFAULT,
+        )
 
     @property
     def authority(self) -> str:
-        """The peer as a Host field would name it; a unix socket is ``localhost``."""
+        """The peer as a Host field would name it; a unix socket is its ``sni`` or ``localhost``."""
         if self.host is None:
-            return "localhost"
+            return self.sni or "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == 80 else f"{host}:{self.port}"
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def server_name(self) -> str | None:
+        """What the certificate must be for; None without TLS, or where no name is verified."""
+        return self._server_name
+
+    @property
+    def http_version(self) -> tuple[int, int]:
+        """The highest and the lowest HTTP version that a connection to the peer can have."""
+        # Without TLS nothing is agreed on: HTTP/2 is spoken only where nothing else is.
+        pair = self.options.http_version
+        return (1, 1) if pair == (2, 1) and self.scheme == "http" else pair
+
+    def http1(self) -> HttpPeer | None:
+        """Return the same peer limited to HTTP/1.1; None where it speaks HTTP/2 alone.
+
+        It is made once, and is this very peer where that speaks nothing else.
+        """
+        highest, lowest = self.http_version
+        if lowest == 2:
+            return None
+        if highest == 1:
+            return self
+        if self._http1 is None:
+            limited = attrs.evolve(self, options=self.options.with_http_version(1, 1))
+            object.__setattr__(self, "_http1", limited)
+        return self._http1
 
     def __str__(self) -> str:
         return self.name

@@ -11,14 +11,17 @@ import trio
 
 from .._config import ServerConf
 from .._errors import ErrorType, ProxyError
-from .._info import ConnectionInfo, Digest
+from .._info import ConnectionInfo, Digest, TlsInfo
 from .._options import Tracer
 from .._peer import HttpPeer
 from ..codec._h1 import HeadLimits, ResponseReader
 from ..codec._h1_codec import H1Codec, http1_codec
+from ..streams._abc import UpstreamConnection
 from ..streams._h1_client import H1ClientConnection
 from ..transport._byte_stream import ByteStream
 from ..transport._connect import connect
+from ..transport._tls import tls_client
+from ..transport._tls_client import ClientContexts
 from ..transport._watched import WatchedStream
 from ._negotiate import open_tunnel
 
@@ -32,7 +35,7 @@ class Connector(ABC):
     """Makes connections; a test puts an in-memory one in its place."""
 
     @abstractmethod
-    async def connect(self, peer: HttpPeer) -> H1ClientConnection:
+    async def connect(self, peer: HttpPeer) -> UpstreamConnection:
         """Return a new connection to the peer.
 
         Raises:
@@ -42,12 +45,13 @@ class Connector(ABC):
 
 @attrs.define(eq=False)
 class SocketConnector(Connector):
-    """Connects over TCP and unix sockets."""
+    """Connects over TCP and unix sockets, with TLS where the peer has it."""
 
     conf: ServerConf
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(LOOKUPS))
     _limits: HeadLimits = attrs.field(init=False)
     _codec: H1Codec = attrs.field(init=False)
+    _contexts: ClientContexts = attrs.field(init=False, factory=ClientContexts)
 
     def __attrs_post_init__(self) -> None:
         self._codec = http1_codec(self.conf.http1_codec)
@@ -56,7 +60,7 @@ class SocketConnector(Connector):
             max_fields=self.conf.max_response_header_fields,
         )
 
-    async def connect(self, peer: HttpPeer) -> H1ClientConnection:
+    async def connect(self, peer: HttpPeer) -> UpstreamConnection:
         """Connect within the peer's timeouts, or the server's where the peer has none."""
         total = peer.options.total_connection_timeout
         if total is None:
@@ -73,6 +77,15 @@ class SocketConnector(Connector):
         tracer = peer.options.tracer
         if tracer is not None:
             transport = _traced(transport, tracer, Digest.of(info))
+        return self._over(transport, info, peer)
+
+    def _over(
+        self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
+    ) -> UpstreamConnection:
+        """Speak HTTP over a new transport, in the version that was agreed on."""
+        if speaks_http2(peer, info):
+            transport.close_now()
+            raise ProxyError.explain(ErrorType.H2Error, f"HTTP/2 with {peer}").into_up()
         limits = self._limits
         if peer.options.allow_h1_response_invalid_content_length:
             limits = attrs.evolve(limits, allow_invalid_length=True)
@@ -95,17 +108,63 @@ class SocketConnector(Connector):
             limiter=self._limiter,
             options=None if options.reuse_key is None else options,
         )
-        if proxy is None:
-            return transport, info
-        started = trio.current_time()
         try:
-            reply = await open_tunnel(transport, peer, self._limits, self._codec, timeout)
+            if proxy is not None:
+                started = trio.current_time()
+                reply = await open_tunnel(transport, peer, self._limits, self._codec, timeout)
+                now = trio.current_time()
+                info = attrs.evolve(
+                    info, established=now, proxy_time=now - started, proxy_reply=reply
+                )
+            if peer.scheme == "https":
+                return await self._secure(transport, info, peer)
         except BaseException:
             transport.close_now()
             raise
-        now = trio.current_time()
-        info = attrs.evolve(info, established=now, proxy_time=now - started, proxy_reply=reply)
         return transport, info
+
+    async def _secure(
+        self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
+    ) -> tuple[ByteStream, ConnectionInfo]:
+        """Open TLS over a connection; whoever made that closes it when this raises."""
+        options = peer.options
+        timeout = options.tls_handshake_timeout
+        if timeout is None:
+            timeout = self.conf.upstream_tls_timeout
+        context = self._contexts.get(peer)
+        try:
+            stream = await tls_client(transport, context, peer.server_name, timeout=timeout)
+        except ProxyError as exc:
+            raise exc.more_context(f"TLS with {peer}").into_up() from exc
+        now = trio.current_time()
+        info = attrs.evolve(info, established=now, secure=True, tls=stream.tls)
+        if peer.http_version == (2, 2) and stream.alpn != "h2":
+            raise ProxyError.explain(
+                ErrorType.H2Downgrade, f"TLS with {peer}: it agreed to no HTTP/2 by ALPN"
+            ).into_up()
+        hook = options.upstream_tls_handshake_complete_hook
+        if hook is not None:
+            _ask_hook(hook, stream.tls, peer)
+        return stream, info
+
+
+def speaks_http2(peer: HttpPeer, info: ConnectionInfo) -> bool:
+    """Tell whether a connection is HTTP/2: by ALPN, without TLS by prior knowledge."""
+    if info.tls is not None:
+        return info.tls.alpn == "h2"
+    return peer.http_version == (2, 2)
+
+
+def _ask_hook(hook: Callable[[TlsInfo], None], tls: TlsInfo, peer: HttpPeer) -> None:
+    """Let a function of the user's see what was agreed on, and refuse it."""
+    text = f"upstream_tls_handshake_complete_hook of {peer}"
+    try:
+        hook(tls)
+    except ProxyError as exc:
+        raise exc.into_up() from exc.cause
+    except Exception as exc:  # the user's mistake costs this attempt, and is told
+        _log.exception("%s failed", text)
+        raise ProxyError.because(ErrorType.InternalError, text, exc).into_in() from exc
 
 
 def _traced(transport: ByteStream, tracer: Tracer, digest: Digest) -> ByteStream:
