@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 import trioproxy
 from trioproxy.server import _cli
@@ -123,6 +124,7 @@ def test_every_form_of_an_origin_is_taken() -> None:
     proxy = reverse("http://a", "http://b:81", "http://[::1]:82", "http+unix:/x y", "http://c/")
     names = [peer.name for peer in proxy.peers]
     assert names == ["a", "b:81", "[::1]:82", "unix:/x y", "c"]
+    assert [peer.name for peer in reverse("https://a").peers] == ["https://a"]
 
 
 def test_origins_may_stand_behind_options() -> None:
@@ -137,6 +139,46 @@ def test_run_takes_the_same_options_but_rewrite_host(capsys: pytest.CaptureFixtu
     assert (ran.conf.grace, ran.binds) == (1.0, ("127.0.0.1:0",))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "with_tls", "without"),
+    [
+        ((), (2, 1), (1, 1)),
+        (("--upstream-http", "auto"), (2, 1), (1, 1)),
+        (("--upstream-http", "1"), (1, 1), (1, 1)),
+        (("--upstream-http", "2"), (2, 2), (2, 2)),
+    ],
+)
+def test_the_http_version_is_one_for_all_origins_or_what_each_can(
+    arguments: tuple[str, ...], with_tls: tuple[int, int], without: tuple[int, int]
+) -> None:
+    peers = reverse("https://a", "http://a", "http+unix:/a", *arguments).peers
+    assert [peer.http_version for peer in peers] == [with_tls, without, without]
+    assert all(peer.options.max_h2_streams == 100 for peer in peers if peer.http_version[0] == 2)
+    assert all(peer.options.verify_cert and peer.options.verify_hostname for peer in peers)
+
+
+def test_https_origins_are_trusted_by_a_file_or_in_any_case(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(file)
+    secure, plain = reverse("https://a", "http://b", "--upstream-ca", str(file)).peers
+    assert secure.options.ca == (str(file),)
+    assert plain.options.ca is None
+    (insecure,) = reverse("https://a", "--upstream-insecure").peers
+    assert (insecure.options.verify_cert, insecure.options.verify_hostname) == (False, False)
+
+
+def test_a_file_that_nobody_can_be_trusted_by_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ca.pem"
+    told = refusal(capsys, "reverse", "https://a", "--upstream-ca", str(file))
+    assert f"argument --upstream-ca: ca: {file} cannot be used: No such file" in told
+    file.write_text("nothing")
+    told = refusal(capsys, "reverse", "https://a", "--upstream-ca", str(file))
+    assert f"argument --upstream-ca: ca: {file} cannot be used" in told
+    assert "certificates in PEM are right" in told
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -148,7 +190,7 @@ def test_run_takes_the_same_options_but_rewrite_host(capsys: pytest.CaptureFixtu
         (("reverse",), "required: URL"),
         (("run",), "required: MODULE:OBJECT"),
         (("reverse", "localhost:80"), "argument URL: 'localhost:80' is not an origin: http://host"),
-        (("reverse", "https://a"), "argument URL: 'https://a': https origins need TLS"),
+        (("reverse", "https://a..b"), "argument URL: host='a..b' is no name that a certificate"),
         (("reverse", "ftp://a"), "argument URL: 'ftp://a' is not an origin: http://host"),
         (("reverse", "http://a/path"), "argument URL: 'http://a/path' is not an origin"),
         (("reverse", "http://a:0"), "argument URL: 'http://a:0' has no such port: 1 to 65535"),
@@ -173,6 +215,23 @@ def test_run_takes_the_same_options_but_rewrite_host(capsys: pytest.CaptureFixtu
         (("reverse", URL, "--http1-codec", "x"), "argument --http1-codec: invalid choice: 'x' ("),
         (("reverse", URL, "--tls-cert", "x"), "'--tls-cert' is not understood: trioproxy reverse"),
         (("reverse", URL, "--rewrite"), "'--rewrite' is not understood: trioproxy reverse --help"),
+        (
+            ("reverse", URL, "--upstream-http", "3"),
+            "argument --upstream-http: invalid choice: '3' (choose from",
+        ),
+        (
+            ("reverse", URL, "--upstream-insecure"),
+            "argument --upstream-insecure is for https origins, and there is none",
+        ),
+        (
+            ("reverse", URL, "--upstream-ca", "x"),
+            "argument --upstream-ca: x is for https origins, and there is none",
+        ),
+        (
+            ("reverse", "https://a", "--upstream-ca", "x", "--upstream-insecure"),
+            "argument --upstream-ca: x is not used with --upstream-insecure",
+        ),
+        (("reverse", "https://a", "--upstream-ca", ""), "--upstream-ca: '' is no file: the path"),
         (("run", "x:y", "z"), "'z' is not understood: trioproxy run --help lists what is"),
     ],
 )
@@ -323,6 +382,7 @@ def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run" in told
 
 
+OF_REVERSE = {"--rewrite-host", "--upstream-http", "--upstream-ca", "--upstream-insecure"}
 SHARED = {
     "--help", "--bind", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
     "--write-timeout", "--idle-timeout", "--header-timeout", "--max-header-bytes",
@@ -331,7 +391,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize(
-    ("command", "expected"), [("reverse", {*SHARED, "--rewrite-host"}), ("run", SHARED)]
+    ("command", "expected"), [("reverse", {*SHARED, *OF_REVERSE}), ("run", SHARED)]
 )
 def test_help_lists_what_exists_and_nothing_else(
     command: str, expected: set[str], capsys: pytest.CaptureFixture[str]

@@ -22,7 +22,7 @@ from .._config import Listener, ServerConf
 from .._peer import HttpPeer
 from .._version import __version__
 from ..proxy._filters import ProxyHttp
-from ._reverse import Reverse
+from ._reverse import Reverse, upstreams
 from ._run import run
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
@@ -83,7 +83,10 @@ def origin(text: str) -> HttpPeer:
     """Read the URL of an origin."""
     try:
         if "://" not in text and not text.startswith("http+unix:"):
-            raise ValueError(f"{text!r} is not an origin: http://host[:port] or http+unix:PATH is")
+            raise ValueError(
+                f"{text!r} is not an origin: http://host[:port], https://host[:port] or "
+                "http+unix:PATH is"
+            )
         return HttpPeer.parse(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
@@ -254,12 +257,29 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="URL",
         nargs="+",
         type=origin,
-        help="http://host[:port] or http+unix:PATH",
+        help="http://host[:port], https://host[:port] or http+unix:PATH",
     )
     reverse.add_argument(
         "--rewrite-host",
         action="store_true",
         help="send the URL's host as Host, not the client's",
+    )
+    reverse.add_argument(
+        "--upstream-http",
+        choices=("1", "2", "auto"),
+        default="auto",
+        help="HTTP version used with origins; auto takes 2 where an https origin agrees to it, 2 on "
+        "an http URL is prior knowledge (default %(default)s)",
+    )
+    reverse.add_argument(
+        "--upstream-ca",
+        metavar="FILE",
+        help="whom to trust for https origins, in PEM (default system trust)",
+    )
+    reverse.add_argument(
+        "--upstream-insecure",
+        action="store_true",
+        help="trust any https origin; never do this outside of a test",
     )
     program = commands.add_parser(
         "run",
@@ -301,7 +321,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     names = {field.name for field in attrs.fields(ServerConf)}
     conf = ServerConf(**{name: value for name, value in vars(options).items() if name in names})
     if options.command == "reverse":
-        proxy: ProxyHttp[Any] = Reverse(options.origins, rewrite_host=options.rewrite_host)
+        try:
+            peers = upstreams(
+                options.origins,
+                http=options.upstream_http,
+                ca=options.upstream_ca,
+                insecure=options.upstream_insecure,
+            )
+        except ValueError as exc:
+            command.error(f"argument {exc}")
+        proxy: ProxyHttp[Any] = Reverse(peers, rewrite_host=options.rewrite_host)
     else:
         try:
             proxy = load(options.target)

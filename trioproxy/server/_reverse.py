@@ -10,13 +10,20 @@ import attrs
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._headers import Headers
 from .._messages import RequestHeader
+from .._options import DEFAULT, PeerOptions
 from .._peer import HttpPeer
 from ..proxy._filters import CLIENT_GONE, FailToProxy, ProxyHttp
 from ..proxy._session import Session
+from ..transport._tls_client import client_context
 
 #: How often a request may pass through, for there may be several proxies of this name.
 MAX_ROUNDS = 8
 
+#: Requests at once on one HTTP/2 connection to an origin.
+MAX_STREAMS = 100
+
+# A peer that is not who it should be is told of, and not passed over (row F-03).
+_NOT_TRUSTED = frozenset({ErrorType.InvalidCert, ErrorType.TLSHandshakeFailure})
 _TIMEOUTS = frozenset(
     {
         ErrorType.ConnectTimedout,
@@ -33,6 +40,54 @@ _BODIES = {
     508: b"508 Loop Detected: the request came back to the proxy again and again\n",
     500: b"500 Internal Server Error: the proxy failed\n",
 }
+
+
+# For --upstream-http: the versions with TLS, and without.
+_VERSIONS = {"1": ((1, 1), (1, 1)), "2": ((2, 2), (2, 2)), "auto": ((2, 1), (1, 1))}
+
+
+def upstreams(
+    origins: Sequence[HttpPeer], *, http: str, ca: str | None, insecure: bool
+) -> list[HttpPeer]:
+    """Return the origins with what the command line says of versions and trust.
+
+    Args:
+      origins: Peers without options.
+      http: ``"1"``, ``"2"`` or ``"auto"``.
+      ca: The path of a PEM file.
+      insecure: Whether anybody is trusted.
+
+    Raises:
+      ValueError: an option is wrong, with its name.
+    """
+    if ca is not None and insecure:
+        raise ValueError(f"--upstream-ca: {ca} is not used with --upstream-insecure: one is right")
+    if (ca is not None or insecure) and all(peer.scheme == "http" for peer in origins):
+        option = "--upstream-insecure" if ca is None else f"--upstream-ca: {ca}"
+        raise ValueError(f"{option} is for https origins, and there is none: https://host is right")
+    with_tls, without = _VERSIONS[http]
+    plain = DEFAULT
+    if without != (1, 1):
+        plain = PeerOptions(http_version=without, max_h2_streams=MAX_STREAMS)
+    try:
+        secure = PeerOptions(
+            http_version=with_tls,
+            max_h2_streams=MAX_STREAMS,
+            verify_cert=not insecure,
+            verify_hostname=not insecure,
+            ca=ca,
+        )
+    except ValueError:
+        raise ValueError(f"--upstream-ca: {ca!r} is no file: the path of a PEM file is") from None
+    peers = [
+        attrs.evolve(peer, options=plain if peer.scheme == "http" else secure) for peer in origins
+    ]
+    if ca is not None:
+        try:
+            client_context(next(peer for peer in peers if peer.scheme == "https"))
+        except ProxyError as exc:
+            raise ValueError(f"--upstream-ca: {exc.cause}") from exc
+    return peers
 
 
 @attrs.define(eq=False)
@@ -85,10 +140,10 @@ class Reverse(ProxyHttp[Turn]):
     def fail_to_connect(
         self, session: Session, peer: HttpPeer, ctx: Turn, e: ProxyError
     ) -> ProxyError:
-        """Go on to the following peer, as long as one is left."""
+        """Go on to the following peer, as long as one is left and this one just was not there."""
         ctx.index = (ctx.index + 1) % len(self.peers)
         ctx.left -= 1
-        e.set_retry(ctx.left > 0)
+        e.set_retry(ctx.left > 0 and e.etype not in _NOT_TRUSTED)
         return e
 
     async def upstream_request_filter(
