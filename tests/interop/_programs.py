@@ -1,0 +1,145 @@
+"""``trioproxy reverse`` as a process, an origin and a certificate, for programs that are not ours."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import attrs
+import pytest
+import trustme
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: How long a program may take that hangs. None of them does more than a second's work.
+PATIENCE = 30.0
+
+
+@attrs.frozen
+class Certificate:
+    """Files of a certificate for localhost and 127.0.0.1."""
+
+    chain: Path
+    key: Path
+    authority: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> Certificate:
+        """Make one by an authority of its own."""
+        authority = trustme.CA()
+        leaf = authority.issue_cert("localhost", "127.0.0.1")
+        found = cls(directory / "chain.pem", directory / "key.pem", directory / "ca.pem")
+        for number, blob in enumerate(leaf.cert_chain_pems):
+            blob.write_to_path(found.chain, append=number > 0)
+        leaf.private_key_pem.write_to_path(found.key)
+        authority.cert_pem.write_to_path(found.authority)
+        return found
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What lets ``reverse`` serve with it."""
+        return ("--tls-cert", str(self.chain), "--tls-key", str(self.key))
+
+
+def program(name: str) -> str:
+    """Return the path of a program; the test is skipped where it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def run(*command: str, stdin: bytes = b"") -> bytes:
+    """Run a program that has to succeed; return what it printed."""
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    return done.stdout
+
+
+@contextlib.contextmanager
+def reverse(*arguments: str) -> Iterator[str]:
+    """Run ``trioproxy reverse`` on a free port; gives its URL.
+
+    It has to stop without having logged any error.
+    """
+    command = [sys.executable, "-m", "trioproxy", "reverse", "--bind", "127.0.0.1:0"]
+    command += ["--log-level", "error", "--grace", "5", *arguments]
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stderr is not None
+    with child:
+        try:
+            first = child.stderr.readline()
+            if "error: " in first:  # until reverse has these options
+                pytest.skip(first)
+            said, _, url = first.strip().rpartition(" ")
+            assert said == "listening on", first + child.stderr.read()
+            yield url
+            child.terminate()
+            _, log = child.communicate(timeout=PATIENCE)
+        finally:
+            child.kill()
+    assert (child.returncode, log) == (0, "")
+
+
+@contextlib.contextmanager
+def origin(pages: dict[str, tuple[str, bytes]] | None = None) -> Iterator[str]:
+    """Serve pages by path over HTTP/1.1, and send back what is posted; gives the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        # A response is written in two pieces, the second of which would wait for the first's ACK.
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            found = (pages or {}).get(self.path)
+            content_type, body = found or ("text/plain", b"no such page\n")
+            self._answer(200 if found else 404, content_type, body)
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length")
+            body = self._chunks() if length is None else self.rfile.read(int(length))
+            self._answer(200, "application/octet-stream", body)
+
+        def _chunks(self) -> bytes:
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return body
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_request(self, code: object = "-", size: object = "-") -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 512
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
