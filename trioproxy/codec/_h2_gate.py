@@ -419,9 +419,11 @@ class FrameGate:
             if content < 0:
                 return False
         if flags & HAS_PRIORITY:
-            if content < 5:
+            if frame.length < (6 if flags & PADDED else 5):
                 return self._fail(FRAME_SIZE_ERROR, "a HEADERS frame too short for its priority")
             content -= 5
+            if content < 0:
+                return self._fail(PROTOCOL_ERROR, "padding that is longer than its frame")
             self._strip_priority(frame)
         if content > self._limits.max_block_bytes:
             return self._calm("a field block that is too long", "max_block_bytes")
