@@ -27,6 +27,7 @@ NAMES = [
     "Running",
     "ServerConf",
     "Listener",
+    "TlsSettings",
     "serve",
     "run",
     "backoff",

@@ -18,6 +18,7 @@ from ._messages import RequestHeader as RequestHeader
 from ._messages import ResponseHeader as ResponseHeader
 from ._peer import HttpPeer as HttpPeer
 from ._peer import PeerOptions as PeerOptions
+from ._tls_settings import TlsSettings as TlsSettings
 from ._version import __version__ as __version__
 from .proxy._filters import FailToProxy as FailToProxy
 from .proxy._filters import ProxyHttp as ProxyHttp
