@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from tests._support.recording import (
     raises,
 )
 from trioproxy import ErrorType, Session
+from trioproxy.streams._h1_client import H1ClientConnection
 
 PACKAGE = Path(trioproxy.__file__).parent
 
@@ -145,7 +147,8 @@ async def test_s_10_a_reader_that_fails_costs_its_connection_alone(
     async with open_gateway(proxy, answers(OK)) as gateway:
         assert (await gateway.exchange(GET)).status == 200
         (idle,) = gateway.pool._ages
-        idle.transport.receive_ready = raises(ZeroDivisionError())  # type: ignore[method-assign]
+        transport = cast("H1ClientConnection", idle.connection).transport
+        transport.receive_ready = raises(ZeroDivisionError())  # type: ignore[method-assign]
         assert (await gateway.exchange(GET)).status == 502
         assert (await gateway.exchange(GET)).status == 200
 

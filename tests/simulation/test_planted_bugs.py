@@ -6,7 +6,7 @@ That the same scenarios pass when nothing is planted is part of each test.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -100,8 +100,8 @@ def keep_the_lease_on_error(patch: pytest.MonkeyPatch) -> None:
     release = Lease.release
 
     def careless(self: Lease) -> None:
-        connection: H1ClientConnection | None = self._connection
-        if connection is not None and connection.reader.done:
+        slot = self._slot
+        if slot is not None and cast("H1ClientConnection", slot.connection).reader.done:
             release(self)
 
     patch.setattr(Lease, "release", careless)

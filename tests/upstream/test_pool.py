@@ -310,7 +310,8 @@ async def test_the_pool_forgets_peers_that_it_has_no_connection_to() -> None:
             async with await pool.lease(peer):
                 pass  # left early: the connection is closed
         assert _counts(pool)[0] == 0
-        assert not pool._idle
+        await trio.testing.wait_all_tasks_blocked()
+        assert not pool._groups
         assert not pool._ages
 
 

@@ -32,7 +32,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from .._errors import ProxyError
+from .._errors import ErrorSource, ProxyError
 from .._info import ConnectionInfo
 from .._messages import RequestEvent, ResponseEvent
 
@@ -102,6 +102,9 @@ class DownstreamStream(MessageStream[ResponseEvent, RequestEvent]):
     #: Bytes a second that the client must take at least; 0 for no such rule. It takes the place of
     #: `write_timeout`: a write then has one second, or as long as its bytes take at this rate.
     min_send_rate: float
+    #: On whose side an exchange that is left before its end has failed, where its carrier can tell
+    #: the client; None for the client's own departure and the like.
+    blame: ErrorSource | None
 
     @property
     @abstractmethod
@@ -163,8 +166,6 @@ class UpstreamConnection(ABC):
     asks `room` before each `start`. An exchange ends by `UpstreamStream.release`; what `room` and
     `busy` tell behind that call holds for the next decision of the pool.
     """
-
-    __slots__ = ()
 
     #: Addresses and times.
     info: ConnectionInfo

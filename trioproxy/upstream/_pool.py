@@ -1,7 +1,8 @@
 """The pool of upstream connections: leases are the only way to hold one.
 
-The reader task of every connection lives in the pool's nursery, so that an idle connection is
-watched without a task of its own: whatever happens on it takes it out of the pool (row U1-01).
+The tasks of every connection live in the pool's nursery, so that a connection outlives the session
+that made it, and an idle one is watched without a task of its own: whatever happens on it takes it
+out of the pool (row U1-01).
 """
 
 from __future__ import annotations
@@ -10,19 +11,31 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 import attrs
 import trio
 
 from .._errors import ErrorType, ProxyError
 from .._peer import HttpPeer
-from ..streams._abc import UpstreamStream
-from ..streams._h1_client import H1ClientConnection
-from ._assign import PoolLimits, Want, assign
+from ..streams._abc import UpstreamConnection, UpstreamStream
+from ._assign import ANY, Group, Slot, Want, assign, choose
 from ._connector import Connector
 
 _log = logging.getLogger("trioproxy")
+
+#: Reuse keys that something is remembered of, the least recently noted forgotten first.
+REMEMBERED = 1024
+
+
+def expected_room(peer: HttpPeer) -> int:
+    """Return how many exchanges a new connection to the peer may carry at once, at best."""
+    highest, lowest = peer.options.http_version
+    if highest < 2 or (peer.scheme != "https" and lowest < 2):
+        return 1
+    return peer.options.max_h2_streams
 
 
 @attrs.frozen
@@ -30,14 +43,15 @@ class PoolStatistics:
     """The state and the counters of a pool at one moment.
 
     Attributes:
-      idle: Connections that wait for a request.
-      leased: Connections that carry one.
-      waiting: Leases that wait for a connection to become free.
+      idle: Connections that carry nothing and wait for a request.
+      leased: Requests that connections carry; those of HTTP/2 carry several.
+      waiting: Leases that wait for a connection.
       connects: Connections made since the start.
-      reuses: Leases that an idle connection served.
+      reuses: Leases that a connection served which was there.
       closed_idle: Idle connections that ended by themselves, timed out or were displaced.
       unexpected_bytes: Those of them that had sent something although nothing was asked.
       wait_timeouts: Leases that waited in vain.
+      connections: Connections that are open.
     """
 
     idle: int
@@ -48,22 +62,22 @@ class PoolStatistics:
     closed_idle: int
     unexpected_bytes: int
     wait_timeouts: int
+    connections: int
 
 
 class Lease:
-    """One exchange's hold on a connection; leaving the block gives it back or closes it.
+    """One exchange's hold on a connection; leaving the block gives it back.
 
-    The connection goes back only when both messages of the exchange are whole and no byte lies
-    behind them; any doubt closes it.
+    A connection that carries one exchange at a time goes back only when both messages of the
+    exchange are whole and no byte lies behind them; any doubt closes it.
     """
 
-    __slots__ = ("_connection", "_key", "_pool", "stream")
+    __slots__ = ("_pool", "_slot", "stream")
 
-    def __init__(self, pool: Pool, key: Hashable, connection: H1ClientConnection) -> None:
+    def __init__(self, pool: Pool, slot: _Slot) -> None:
         self._pool = pool
-        self._key = key
-        self._connection = connection
-        self.stream: UpstreamStream = connection.start()
+        self._slot: _Slot | None = slot
+        self.stream: UpstreamStream = slot.connection.start()
 
     async def __aenter__(self) -> UpstreamStream:
         return self.stream
@@ -77,25 +91,31 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """Give the connection back; does nothing the second time."""
-        connection = self._connection
-        if connection is not None:
-            self._connection = None  # type: ignore[assignment]
-            connection.release()
-            self._pool.take_back(self._key, connection)
+        """Give the exchange back; does nothing the second time."""
+        slot = self._slot
+        if slot is not None:
+            self._slot = None
+            self.stream.release()
+            self._pool.take_back(slot)
 
 
 @attrs.define(eq=False)
 class _Waiter(Want):
     """A lease in the making: what `assign` gave it."""
 
-    connection: H1ClientConnection | None = None
+    slot: _Slot | None = None
     may_connect: bool = False
+    #: What its connect added to the group's `hoped`.
+    hope: int = 0
     served: trio.Event | None = None
 
 
+_Slot = Slot[_Waiter]
+_Group = Group[_Waiter]
+
+
 class Pool:
-    """Connections by reuse key, and their reader tasks; `assign` decides who gets which."""
+    """Connections by reuse key, and their tasks; `assign` decides who gets which."""
 
     def __init__(
         self,
@@ -112,24 +132,31 @@ class Pool:
 
         Args:
           connector: Makes new connections.
-          nursery: Owns the reader tasks; it must outlive every lease.
+          nursery: Owns the connections' tasks; it must outlive every lease.
           size: Idle connections kept in all.
           size_per_peer: Idle connections kept of one peer.
           connections_per_peer: Connections to one peer at once; who wants one more waits.
           idle_timeout: Seconds that a connection may be idle, where its peer does not say.
-          wait_timeout: Seconds that a lease may wait for a connection to become free.
+          wait_timeout: Seconds that a lease may wait for a connection to become free, and for one
+            that another lease makes before it makes its own.
         """
         self._connector = connector
         self._nursery = nursery
-        self._limits = PoolLimits(size, size_per_peer, connections_per_peer)
+        self._size = size
+        self._size_per_peer = size_per_peer
+        self._cap = connections_per_peer
         self._idle_timeout = idle_timeout
         self._wait_timeout = wait_timeout
-        self._idle: dict[Hashable, list[H1ClientConnection]] = {}
-        # Oldest first, over all keys: who is displaced when the pool is full.
-        self._ages: OrderedDict[H1ClientConnection, Hashable] = OrderedDict()
-        # Connections by key: idle, busy and being made.
-        self._counts: dict[Hashable, int] = {}
-        self._waiters: list[_Waiter] = []
+        self._draining = False
+        self._groups: dict[Hashable, _Group] = {}
+        # Idle connections of all groups, the oldest first: who is displaced when the pool is full.
+        self._ages: OrderedDict[_Slot, None] = OrderedDict()
+        # What connections turned out to carry at once where that was less than wished.
+        self._rooms: OrderedDict[Hashable, int] = OrderedDict()
+        self._http1_only: OrderedDict[Hashable, None] = OrderedDict()
+        self._tickets = 0
+        self._made = 0
+        self._open = 0
         self._leased = 0
         self._connects = 0
         self._reuses = 0
@@ -142,120 +169,212 @@ class Pool:
         return PoolStatistics(
             idle=len(self._ages),
             leased=self._leased,
-            waiting=len(self._waiters),
+            waiting=sum(len(group.waiters) for group in self._groups.values()),
             connects=self._connects,
             reuses=self._reuses,
             closed_idle=self._closed_idle,
             unexpected_bytes=self._unexpected_bytes,
             wait_timeouts=self._wait_timeouts,
+            connections=self._open,
         )
 
-    async def lease(self, peer: HttpPeer, *, fresh: bool = False) -> Lease:
-        """Return a lease on an idle connection to the peer, or on a new one.
+    async def lease(self, peer: HttpPeer, *, fresh: bool = False, http1: bool = False) -> Lease:
+        """Return a lease on a connection to the peer, one that is there or a new one.
 
         Args:
           peer: Where to.
-          fresh: Never take an idle connection: the last one turned out to be stale (row F-04).
+          fresh: Take only a connection that is made from now on: the last one turned out to be
+            lost (rows F-04, H2-28). Several such leases may share one.
+          http1: Take one that speaks HTTP/1.1 where the peer allows that: the request offers to
+            switch protocols.
 
         Raises:
           ProxyError: no connection could be made, or none became free in time.
         """
+        if http1 or (self._http1_only and peer.reuse_key in self._http1_only):
+            peer = peer.http1() or peer
+        since = self._made if fresh else ANY
         key = peer.reuse_key
         while True:
-            waiter = _Waiter(key, fresh)
-            self._waiters.append(waiter)
-            self._assign()
-            if waiter.connection is None and not waiter.may_connect:
-                await self._wait(waiter, peer)
-            connection = waiter.connection
-            if connection is None:
-                break
+            group = self._groups.get(key)
+            if group is None:
+                group = self._group(key, peer)
+            slot = None
+            if not group.waiters:
+                slot = choose(group.in_use, group.idle_shared, group.idle, since)
+            if slot is not None:
+                self._promise(slot)
+            else:
+                waiter = self._ask(group, since)
+                if waiter.slot is None and not waiter.may_connect:
+                    await self._wait(group, waiter, peer)
+                slot = waiter.slot
+                if slot is None:
+                    return await self._connect(group, waiter, peer)
             # Asked once more: something may have arrived since its reader last looked.
+            usable = False
             try:
-                usable = connection.usable()
-            except BaseException:
-                connection.close()
-                raise
+                usable = slot.connection.usable()
+            finally:
+                if not usable:
+                    self._reject(slot)
             if usable:
-                connection.timer.disarm()
+                slot.promised -= 1
                 self._reuses += 1
-                self._leased += 1
-                return Lease(self, key, connection)
-            self._closed_idle += 1
-            self._unexpected_bytes += connection.spoke_out_of_turn
-            connection.close()
-        try:
-            connection = await self._connector.connect(peer)
-        except BaseException:
-            self._uncount(key)
-            raise
-        connection.on_idle_end = self._ended
-        timeout = peer.options.idle_timeout
-        connection.idle_timeout = self._idle_timeout if timeout is None else timeout
-        self._connects += 1
-        self._leased += 1
-        self._nursery.start_soon(self._read, key, connection)
-        return Lease(self, key, connection)
+                return self._start(slot)
 
-    async def _wait(self, waiter: _Waiter, peer: HttpPeer) -> None:
+    def remember_http1(self, peer: HttpPeer) -> None:
+        """Use HTTP/1.1 for the peer from now on: it asked for that (row H2-25)."""
+        _note(self._http1_only, peer.reuse_key, None)
+
+    def _group(self, key: Hashable, peer: HttpPeer) -> _Group:
+        """Return a new group for the peer's reuse key."""
+        wished = expected_room(peer)
+        expected = wished if wished == 1 else min(wished, self._rooms.get(key, wished))
+        group = self._groups[key] = Group(key, wished, expected)
+        return group
+
+    def _ask(self, group: _Group, since: int) -> _Waiter:
+        """Return somebody new who waits, with what there is for them now."""
+        self._tickets += 1
+        waiter = _Waiter(self._tickets, since)
+        group.waiters.append(waiter)
+        if group.stale:
+            self._assign(group)
+        else:
+            self._assign(group, [waiter], group.hope)
+        return waiter
+
+    async def _wait(self, group: _Group, waiter: _Waiter, peer: HttpPeer) -> None:
         """Wait until `assign` has something for a waiter."""
         waiter.served = trio.Event()
         try:
             with trio.move_on_after(self._wait_timeout):
                 await waiter.served.wait()
         except BaseException:
-            self._give_up(waiter)
+            self._give_up(group, waiter)
             raise
-        if waiter.connection is None and not waiter.may_connect:
-            self._waiters.remove(waiter)
+        if waiter.slot is None and not waiter.may_connect:
+            # Another one's connect takes too long: try by oneself, if that may be.
+            group.lonely = max(group.lonely, waiter.ticket)
+            self._assign(group)
+        if waiter.slot is None and not waiter.may_connect:
+            self._leave(group, waiter)
             self._wait_timeouts += 1
             raise ProxyError.explain(
                 ErrorType.ConnectTimedout,
                 f"no connection to {peer} became free in {self._wait_timeout:g} s",
             ).into_up()
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _leave(self, group: _Group, waiter: _Waiter) -> None:
+        """Take a waiter out that got nothing."""
+        group.waiters.remove(waiter)
+        group.stale = True
+
+    def _give_up(self, group: _Group, waiter: _Waiter) -> None:
         """Take a waiter out that is being cancelled, and hand on what it may have got just now."""
-        if waiter.connection is not None:
-            self._put(waiter.key, waiter.connection)
+        if waiter.slot is not None:
+            waiter.slot.promised -= 1
+            self._settle(waiter.slot)
         elif waiter.may_connect:
-            self._uncount(waiter.key)
+            group.hoped -= waiter.hope
+            self._uncount(group)
         else:
-            self._waiters.remove(waiter)
+            self._leave(group, waiter)
 
-    def _assign(self) -> None:
-        """Do what `assign` says."""
-        result = assign(self._waiters, self._idle, self._ages, self._counts, self._limits)
-        for waiter, connection in result.leases:
-            self._take(connection)
-            waiter.connection = connection
-            self._serve(waiter)
+    async def _connect(self, group: _Group, waiter: _Waiter, peer: HttpPeer) -> Lease:
+        """Make a connection for a waiter who may, and let others have what room it has beside."""
+        try:
+            connection = await self._connector.connect(peer)
+        except BaseException as exc:
+            group.hoped -= waiter.hope
+            if isinstance(exc, Exception):
+                group.lonely = self._tickets  # they waited for this; now each tries by itself
+            self._uncount(group)
+            raise
+        group.hoped -= waiter.hope
+        self._made += 1
+        self._connects += 1
+        self._open += 1
+        slot = Slot(connection, group, self._made)
+        connection.on_idle_end = partial(self._ended, slot)
+        connection.on_room = partial(self._grew, slot)
+        timeout = peer.options.idle_timeout
+        connection.idle_timeout = self._idle_timeout if timeout is None else timeout
+        self._nursery.start_soon(self._read, slot)
+        slot.users = 1
+        if slot.shared:
+            group.in_use.append(slot)
+        try:
+            lease = self._start(slot)
+        finally:
+            self._learn(slot)
+            if group.waiters:
+                self._assign(group)
+        return lease
+
+    def _start(self, slot: _Slot) -> Lease:
+        """Start an exchange whose place is counted already."""
+        try:
+            lease = Lease(self, slot)
+        except BaseException:
+            slot.retired = True
+            self._settle(slot)
+            raise
+        self._leased += 1
+        return lease
+
+    def _learn(self, slot: _Slot) -> None:
+        """Remember what a connection carries at once, so that nobody waits for more."""
+        group, connection = slot.group, slot.connection
+        if group.wished > 1 and not connection.dead:
+            room = connection.room + connection.busy if slot.shared else 1
+            group.expected = min(group.wished, max(1, room))
+            if group.expected < group.wished:
+                _note(self._rooms, group.key, group.expected)
+            else:
+                self._rooms.pop(group.key, None)
+
+    def _grew(self, slot: _Slot, _connection: UpstreamConnection) -> None:
+        """Take it that a connection may carry more."""
+        if slot.connection.room > 0:
+            self._learn(slot)
+        if slot.group.waiters:
+            self._assign(slot.group)
+
+    def _assign(
+        self, group: _Group, waiters: list[_Waiter] | None = None, hope: int | None = None
+    ) -> None:
+        """Do what `assign` says: for all who wait, or for those who came since it was last asked."""
+        if waiters is None or hope is None:
+            waiters, hope = group.waiters, group.hoped
+            group.stale = False
+        result = assign(group, waiters, hope, self._cap)
+        group.hope = result.hope
+        for waiter, slot in result.leases:
+            self._promise(slot)
+            waiter.slot = slot
+            _serve(group, waiter)
         for waiter in result.connects:
-            self._counts[waiter.key] = self._counts.get(waiter.key, 0) + 1
+            group.count += 1
+            waiter.hope = group.expected - 1
+            group.hoped += waiter.hope
             waiter.may_connect = True
-            self._serve(waiter)
-        for connection in result.closings:
-            self._take(connection)
-            self._closed_idle += 1
-            connection.close()
+            _serve(group, waiter)
+        for slot in result.closings:
+            self._displace(slot)
 
-    def _serve(self, waiter: _Waiter) -> None:
-        self._waiters.remove(waiter)
-        if waiter.served is not None:
-            waiter.served.set()
-
-    def _uncount(self, key: Hashable) -> None:
+    def _uncount(self, group: _Group) -> None:
         """Count a connection less, and let those who wait have its place."""
-        left = self._counts[key] - 1
-        if left:
-            self._counts[key] = left
-        else:
-            del self._counts[key]
-        if self._waiters:
-            self._assign()
+        group.count -= 1
+        if group.waiters:
+            self._assign(group)
+        elif not group.count:
+            del self._groups[group.key]
 
-    async def _read(self, key: Hashable, connection: H1ClientConnection) -> None:
-        """Run a connection's reader; what goes wrong there is that connection's matter alone."""
+    async def _read(self, slot: _Slot) -> None:
+        """Run a connection's tasks; what goes wrong there is that connection's matter alone."""
+        connection = slot.connection
         try:
             await connection.run()
         except Exception:
@@ -263,43 +382,115 @@ class Pool:
             _log.exception("the reader of %r failed", connection)
             connection.close()
         finally:
-            self._uncount(key)
+            self._ended(slot, connection)
+            slot.retired = True
+            self._open -= 1
+            self._uncount(slot.group)
 
-    def take_back(self, key: Hashable, connection: H1ClientConnection) -> None:
-        """Take a connection that a lease gives back."""
+    def take_back(self, slot: _Slot) -> None:
+        """Take an exchange's place that a lease gives back."""
         self._leased -= 1
+        self._settle(slot)
+
+    def _promise(self, slot: _Slot) -> None:
+        """Give a place on a connection to somebody who will start an exchange."""
+        if not slot.users:
+            self._take(slot)
+            if slot.shared:
+                slot.group.in_use.append(slot)
+        slot.users += 1
+        slot.promised += 1
+
+    def _reject(self, slot: _Slot) -> None:
+        """Give up a promise that the connection cannot keep; it is never offered again."""
+        slot.promised -= 1
+        if slot.users == 1:
+            self._closed_idle += 1
+            self._unexpected_bytes += slot.connection.spoke_out_of_turn
+        if slot.users == 1 or slot.room > 0:
+            slot.retired = True
+        self._settle(slot)
+
+    def _settle(self, slot: _Slot) -> None:
+        """Take a place back, given up or used; what then carries nothing becomes idle."""
+        slot.users -= 1
+        connection, group = slot.connection, slot.group
+        if slot.users:
+            if group.waiters:
+                self._assign(group)
+            return
+        if slot.shared:
+            group.in_use.remove(slot)
         if connection.dead:
             return
-        if connection.idle_timeout == 0 or self._limits.idle == 0:
+        timeout = connection.idle_timeout
+        if (
+            slot.retired
+            or timeout == 0
+            or self._draining
+            or not self._size
+            or (slot.shared and connection.room <= 0)
+        ):
             connection.close()
             return
-        if connection.idle_timeout != math.inf:
-            connection.timer.arm(connection.idle_timeout, "idle")
-        self._put(key, connection)
+        if timeout != math.inf:
+            connection.arm_idle(timeout)
+        (group.idle_shared if slot.shared else group.idle).append(slot)
+        self._ages[slot] = None
+        if group.waiters:
+            self._assign(group)
+        self._shrink(group)
 
-    def _put(self, key: Hashable, connection: H1ClientConnection) -> None:
-        self._idle.setdefault(key, []).append(connection)
-        self._ages[connection] = key
-        if self._waiters or len(self._ages) > min(self._limits.idle, self._limits.idle_per_peer):
-            self._assign()
+    def _shrink(self, group: _Group) -> None:
+        """Close what is idle beyond the limits, the least recently used first."""
+        while len(group.idle) + len(group.idle_shared) > self._size_per_peer:
+            self._displace((group.idle or group.idle_shared)[0])
+        while len(self._ages) > self._size:
+            self._displace(next(iter(self._ages)))
 
-    def _take(self, connection: H1ClientConnection) -> None:
+    def _take(self, slot: _Slot) -> None:
         """Take a connection out of the idle ones."""
-        key = self._ages.pop(connection)
-        idle = self._idle[key]
-        idle.remove(connection)
-        if not idle:
-            del self._idle[key]
+        del self._ages[slot]
+        group = slot.group
+        idle = group.idle_shared if slot.shared else group.idle
+        if idle[-1] is slot:
+            idle.pop()
+        else:
+            idle.remove(slot)
 
-    def _ended(self, connection: H1ClientConnection) -> None:
-        if connection in self._ages:
-            self._take(connection)
+    def _displace(self, slot: _Slot) -> None:
+        """Close an idle connection."""
+        self._take(slot)
+        self._closed_idle += 1
+        slot.retired = True
+        slot.connection.close()
+
+    def _ended(self, slot: _Slot, connection: UpstreamConnection) -> None:
+        if slot in self._ages:
+            self._take(slot)
             self._closed_idle += 1
             self._unexpected_bytes += connection.spoke_out_of_turn
 
     def close_idle(self) -> None:
         """Close every idle connection."""
-        for connection in list(self._ages):
-            self._take(connection)
-            self._closed_idle += 1
-            connection.close()
+        while self._ages:
+            self._displace(next(iter(self._ages)))
+
+    def drain(self) -> None:
+        """Close every idle connection, and from now on each one that becomes idle."""
+        self._draining = True
+        self.close_idle()
+
+
+def _serve(group: _Group, waiter: _Waiter) -> None:
+    group.waiters.remove(waiter)
+    if waiter.served is not None:
+        waiter.served.set()
+
+
+def _note(memory: OrderedDict[Hashable, Any], key: Hashable, value: Any) -> None:
+    """Remember something of a reuse key, and forget what was noted least recently."""
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > REMEMBERED:
+        memory.popitem(last=False)
