@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 
-from ._config import _flag, _seconds
 from ._options import file_name
 
 #: What HTTP is called in ALPN, best first.
@@ -21,6 +20,18 @@ _TLS_VERSIONS = ("1.2", "1.3")
 _CLIENT_AUTH = ("required", "optional")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
+
+
+def _flag(_instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{attribute.name}={value!r}: True or False is right")
+
+
+def _seconds(_instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(
+            f"{attribute.name}={value!r}: seconds above 0 are right; math.inf means no limit"
+        )
 
 
 def _path(value: object) -> bool:
