@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
 from trioproxy import Digest, HttpPeer, PeerOptions
-from trioproxy.peers import BindTo, Proxy, TcpKeepalive
+from trioproxy.peers import BindTo, CertKey, Proxy, TcpKeepalive, TlsInfo
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,7 @@ from trioproxy.peers import BindTo, Proxy, TcpKeepalive
         ("http://[::1]", "::1", 80, "[::1]"),
         ("http://[::1]:65535", "::1", 65535, "[::1]:65535"),
         ("[fe80::1%lo]:81", "fe80::1%lo", 81, "[fe80::1%lo]:81"),
+        ("http://a:443", "a", 443, "a:443"),
     ],
 )
 def test_parse_reads_host_and_port(url: str, host: str, port: int, authority: str) -> None:
@@ -30,6 +33,29 @@ def test_parse_reads_host_and_port(url: str, host: str, port: int, authority: st
     assert (peer.host, peer.port, peer.path, peer.scheme) == (host, port, None, "http")
     assert peer.authority == authority
     assert str(peer) == peer.name == authority
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "authority", "name"),
+    [
+        ("https://example.com", "example.com", 443, "example.com", "example.com"),
+        ("https://example.com./", "example.com.", 443, "example.com.", "example.com"),
+        ("https://a:443", "a", 443, "a", "a"),
+        ("https://a:80", "a", 80, "a:80", "a"),
+        ("https://[::1]", "::1", 443, "[::1]", "::1"),
+        ("https://[fe80::1%lo]:1", "fe80::1%lo", 1, "[fe80::1%lo]:1", "fe80::1"),
+        ("https://127.0.0.1", "127.0.0.1", 443, "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_an_https_peer_is_verified_by_its_host(
+    url: str, host: str, port: int, authority: str, name: str
+) -> None:
+    peer = HttpPeer.parse(url)
+    assert (peer.host, peer.port, peer.path, peer.scheme) == (host, port, None, "https")
+    assert peer.authority == authority
+    assert str(peer) == peer.name == f"https://{authority}"
+    assert (peer.sni, peer.server_name) == (None, name)
+    assert HttpPeer(host, port, scheme="https") == peer
 
 
 def test_parse_reads_the_path_of_a_unix_socket() -> None:
@@ -357,6 +383,7 @@ def test_options_and_group_key_come_through_new_proxy() -> None:
         (lambda: Proxy("p q", 1), "a host name"),
         (lambda: Proxy("p", 1, path="/p"), "a proxy has host and port, or the path"),
         (lambda: Proxy.parse("p"), "has no port"),
+        (lambda: Proxy.parse("https://p"), "a proxy is asked without TLS"),
         (lambda: Proxy("p", 1, headers={"Host": "x"}), "written by the engine"),
         (lambda: HttpPeer(path="/x", proxy=VIA), "not to a unix socket"),
         (lambda: HttpPeer("a", 80, proxy="p:1"), "proxy='p:1': a Proxy is right"),  # type: ignore[arg-type]  # the mistake under test
@@ -370,3 +397,266 @@ def test_options_and_group_key_come_through_new_proxy() -> None:
 def test_a_way_that_is_none_is_refused(make: Any, right: str) -> None:
     with pytest.raises(ValueError, match=right):
         make()
+
+
+# -- TLS and HTTP versions -------------------------------------------------------------------------
+
+
+def https(**more: Any) -> HttpPeer:
+    return HttpPeer("a.test", 443, scheme="https", **more)
+
+
+def test_a_name_of_its_own_is_verified_in_place_of_the_host() -> None:
+    peer = https(sni="b.test.")
+    assert peer.server_name == "b.test"
+    assert peer.authority == "a.test"
+    assert HttpPeer.parse("https://a.test", sni="b.test.") == peer
+    assert HttpPeer.new_mtls("a.test", 443, "b.test.", None) == peer
+    behind = HttpPeer.new_proxy("p:1", "a.test", 443, tls=True, sni="b.test")
+    assert behind.server_name == "b.test"
+    assert behind.name == "https://a.test via p:1"
+    unix = HttpPeer.new_uds("/x", tls=True, sni="b.test")
+    assert (unix.server_name, unix.authority, unix.name) == ("b.test", "b.test", "unix:/x over TLS")
+    # A copy for another host does not keep the name of the first.
+    assert attrs.evolve(https(), host="c.test").server_name == "c.test"
+    assert HttpPeer("a.test", 80).server_name is None
+
+
+UNVERIFIED = PeerOptions(verify_cert=False)
+
+
+def test_a_peer_without_a_name_needs_to_say_that_nobody_is_verified() -> None:
+    makers: list[Callable[[PeerOptions], HttpPeer]] = [
+        lambda options: https(sni="", options=options),
+        lambda options: HttpPeer.new_uds("/x", tls=True, options=options),
+        lambda options: HttpPeer.new_uds("/x", tls=True, sni="", options=options),
+    ]
+    for make in makers:
+        assert make(UNVERIFIED).server_name is None
+        for options in (PeerOptions(), PeerOptions(verify_hostname=False)):
+            with pytest.raises(ValueError, match=r"sni=.*: without a name .* verify_cert=False"):
+                make(options)
+
+
+@pytest.mark.parametrize(
+    "sni", ["a b", "a..b", ".a", "-a", "a-", "\xfc", "*.a", "a:1", "[::1]", "x" * 64, "a." * 128, 5]
+)
+def test_a_name_that_no_certificate_has_is_refused(sni: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"sni=.*: a host name \(ASCII\) or an IP address is right"
+    ):
+        https(sni=sni)
+
+
+def test_a_host_that_no_certificate_has_needs_another_name() -> None:
+    with pytest.raises(ValueError, match=r"host='a\$b' is no name .*: give one as sni"):
+        HttpPeer("a$b", 443, scheme="https")
+    assert HttpPeer("a$b", 443, scheme="https", sni="a.test").server_name == "a.test"
+
+
+class Authority:
+    def configure_trust(self, context: Any) -> None:
+        raise NotImplementedError
+
+
+class Leaf:
+    def configure_cert(self, context: Any) -> None:
+        raise NotImplementedError
+
+
+def _hook(_tls: TlsInfo) -> None:
+    raise NotImplementedError
+
+
+AUTHORITY, LEAF = Authority(), Leaf()
+
+OF_TLS: list[dict[str, Any]] = [
+    {"verify_cert": False},
+    {"verify_hostname": False},
+    {"alternative_cn": "b.test"},
+    {"alternative_cn": "c.test"},
+    {"ca": "/a.pem"},
+    {"ca": b"/a.pem"},
+    {"ca": ["/a.pem", "/b.pem"]},
+    {"ca": AUTHORITY},
+    {"ca": Authority()},
+    {"client_cert_key": LEAF},
+    {"client_cert_key": Leaf()},
+    {"client_cert_key": CertKey("/a")},
+    {"client_cert_key": CertKey("/a", "/b")},
+    {"client_cert_key": CertKey("/a", "/b", "secret")},
+    {"min_tls_version": "1.3"},
+    {"ciphers": "AES"},
+    {"upstream_tls_handshake_complete_hook": _hook},
+]
+OF_HTTP: list[dict[str, Any]] = [
+    {"http_version": (2, 1)},
+    {"http_version": (2, 2)},
+    {"max_h2_streams": 2},
+    {"h2_ping_interval": 1},
+    {"h2_ping_interval": 2},
+    {"h2_stream_window_size": 1},
+    {"h2_connection_window_size": 65535},
+]
+
+
+def test_all_of_tls_and_of_http_is_in_the_reuse_key() -> None:
+    def peers() -> list[HttpPeer]:
+        return [
+            HttpPeer("a.test", 443),
+            https(),
+            https(sni="b.test"),
+            https(client_cert_key=LEAF),
+            https(sni="", options=UNVERIFIED),
+            *(https(options=PeerOptions(**options)) for options in OF_TLS + OF_HTTP),
+            *(HttpPeer("a.test", 443, options=PeerOptions(**options)) for options in OF_HTTP),
+        ]
+
+    assert len({peer.reuse_key for peer in peers()}) == len(peers())
+    assert [peer.reuse_key for peer in peers()] == [peer.reuse_key for peer in peers()]
+
+
+def test_no_option_was_forgotten() -> None:
+    """Whoever adds one decides here whether it keeps connections apart."""
+    shaping = {name for options in SHAPING + OF_TLS + OF_HTTP for name in options}
+    elsewhere = {"extra_proxy_headers", "tls_handshake_timeout", "tracer", *NAMES}
+    fields = {field.name for field in attrs.fields(PeerOptions) if field.init}
+    assert shaping | elsewhere == fields
+    assert not shaping & elsewhere
+
+
+def test_a_name_as_given_and_as_defaulted_is_the_same_name() -> None:
+    assert https().reuse_key == https(sni="a.test").reuse_key
+
+
+@pytest.mark.parametrize("options", OF_TLS, ids=lambda options: next(iter(options)))
+def test_what_only_tls_has_fits_https_only(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is for TLS: scheme='https' is right"):
+        HttpPeer("a.test", 80, options=PeerOptions(**options))
+    with pytest.raises(ValueError, match=f"{name} is for TLS"):
+        HttpPeer.new_uds("/x", options=PeerOptions(**options))
+
+
+@pytest.mark.parametrize("more", [{"sni": "a"}, {"sni": ""}, {"client_cert_key": LEAF}], ids=str)
+def test_what_only_an_https_peer_has_fits_no_other(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(more))} is for TLS"):
+        HttpPeer("a.test", 80, **more)
+
+
+def test_one_certificate_is_enough() -> None:
+    with pytest.raises(ValueError, match="client_cert_key: the peer has one and its options, too"):
+        https(client_cert_key=LEAF, options=PeerOptions(client_cert_key=LEAF))
+
+
+def test_a_chain_and_a_key_may_be_two_paths() -> None:
+    options = PeerOptions(client_cert_key=(Path("/a"), "/b"))
+    assert options.client_cert_key == CertKey("/a", "/b")
+    assert "secret" not in repr(PeerOptions(client_cert_key=CertKey("/a", "/b", "secret")))
+
+
+@pytest.mark.parametrize(
+    ("option", "bad", "right"),
+    [
+        ("verify_cert", None, "True or False is right"),
+        ("verify_hostname", 1, "True or False is right"),
+        ("alternative_cn", "", "alternative_cn='': a host name"),
+        ("alternative_cn", "*.a", "alternative_cn=.*: a host name"),
+        ("ca", "", "ca='': a path, PEM as text"),
+        ("ca", 5, "ca=5: a path, PEM as text"),
+        ("ca", (), r"ca=\(\): a path, PEM as text"),
+        ("ca", ("/a", None), "ca=None: a path, PEM as text"),
+        ("client_cert_key", "/a", "client_cert_key='/a': a CertKey, or an object"),
+        ("client_cert_key", ("/a", ""), "key='': the path of a PEM file is right"),
+        ("client_cert_key", ("", "/a"), "chain='': the path of a PEM file is right"),
+        ("min_tls_version", "1.1", "min_tls_version='1.1': one of '1.2', '1.3' is right"),
+        ("min_tls_version", 1.2, "min_tls_version=1.2: one of"),
+        ("ciphers", "", "ciphers='': a list of OpenSSL cipher names"),
+        ("ciphers", ["AES"], "a list of OpenSSL cipher names"),
+        ("http_version", (1, 2), r"http_version=\(1, 2\): the highest and the lowest"),
+        ("http_version", (3, 1), "the highest and the lowest version are right"),
+        ("http_version", 2, "http_version=2: the highest and the lowest version are right"),
+        ("http_version", (2.0, True), "the highest and the lowest version are right"),
+        ("http_version", None, "the highest and the lowest version are right"),
+        ("max_h2_streams", 0, "max_h2_streams=0: a number, 1 to"),
+        ("max_h2_streams", None, "max_h2_streams=None: a number"),
+        ("h2_ping_interval", 0, "h2_ping_interval=0: seconds above 0"),
+        ("h2_stream_window_size", 0, "h2_stream_window_size=0: a number of bytes, 1 to"),
+        ("h2_stream_window_size", 1 << 31, "a number of bytes, 1 to 2147483647"),
+        ("h2_connection_window_size", 65534, "a number of bytes, 65535 to 2147483647"),
+        ("upstream_tls_handshake_complete_hook", "x", "a function or None is right"),
+    ],
+)
+def test_an_option_of_tls_or_http_that_is_none_is_refused_with_what_is_right(
+    option: str, bad: object, right: str
+) -> None:
+    with pytest.raises(ValueError, match=right):
+        _options(option, bad)
+
+
+def test_an_authority_must_be_hashable() -> None:
+    @attrs.define
+    class Unhashable(Authority):
+        pass
+
+    with pytest.raises(ValueError, match="must be hashable"):
+        PeerOptions(ca=Unhashable())
+
+
+@pytest.mark.parametrize(
+    ("options", "right"),
+    [
+        ({"verify_cert": False, "ca": "/a"}, "ca: verify_cert=False trusts everybody"),
+        ({"verify_cert": False, "alternative_cn": "b"}, "alternative_cn='b': verify_cert=False"),
+        ({"verify_hostname": False, "alternative_cn": "b"}, "verify_hostname=False accepts"),
+    ],
+)
+def test_whom_to_trust_where_everybody_is_trusted_is_refused(
+    options: dict[str, Any], right: str
+) -> None:
+    with pytest.raises(ValueError, match=right):
+        PeerOptions(**options)
+
+
+def test_other_versions_make_other_options() -> None:
+    options = PeerOptions(read_timeout=1)
+    changed = options.with_http_version(2, 1)
+    assert (
+        changed
+        == options.set_http_version(2, 1)
+        == PeerOptions(read_timeout=1, http_version=(2, 1))
+    )
+    assert options.http_version == (1, 1)
+    with pytest.raises(ValueError, match=r"http_version=\(1, 2\)"):
+        options.set_http_version(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("pair", "alpn", "without_tls", "limited"),
+    [
+        ((1, 1), ("http/1.1",), (1, 1), "same"),
+        ((2, 1), ("h2", "http/1.1"), (1, 1), "other"),
+        ((2, 2), ("h2",), (2, 2), "none"),
+    ],
+)
+def test_what_a_peer_may_speak_and_the_same_limited_to_http1(
+    pair: tuple[int, int], alpn: tuple[str, ...], without_tls: tuple[int, int], limited: str
+) -> None:
+    options = PeerOptions(http_version=pair, dscp=1)
+    assert options.alpn == alpn
+    peer = https(options=options, sni="b.test", group_key=5)
+    plain = HttpPeer("a.test", 80, options=options)
+    assert (peer.http_version, plain.http_version) == (pair, without_tls)
+    assert plain.http1() is (None if limited == "none" else plain)
+    one = peer.http1()
+    if limited == "other":
+        assert one == attrs.evolve(peer, options=PeerOptions(http_version=(1, 1), dscp=1))
+        assert one is not None
+        assert one.reuse_key != peer.reuse_key
+        assert peer.http1() is one
+        assert one.http1() is one
+        # Finding it out is no part of the peer's value.
+        assert peer == https(options=options, sni="b.test", group_key=5)
+        assert attrs.evolve(peer, host="c.test").http1() != one
+    else:
+        assert one is (peer if limited == "same" else None)
