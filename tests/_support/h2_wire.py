@@ -45,7 +45,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -284,6 +285,8 @@ class H2Wire:
     max_frame_size: int = 16384
     _sending: trio.Lock = attrs.field(factory=trio.Lock)
     _preface_read: bool = False
+    _corks: int = 0
+    _held: bytearray = attrs.field(factory=bytearray)
 
     # -- sending
 
@@ -308,7 +311,24 @@ class H2Wire:
     async def _send(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
             self.accounts.sent(frame)
-        await self.stream.send_all(b"".join(frame.serialize() for frame in frames))
+        self._held += b"".join(frame.serialize() for frame in frames)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        if not self._corks and self._held:
+            held, self._held = self._held, bytearray()
+            await self.stream.send_all(held)
+
+    @asynccontextmanager
+    async def one_write(self) -> AsyncIterator[None]:
+        """Let all frames that are sent in this block leave in one write."""
+        self._corks += 1
+        try:
+            yield
+        finally:
+            self._corks -= 1
+        async with self._sending:
+            await self._flush()
 
     def head_frames(
         self, stream: int, fields: AnyFields, *, end: bool = False, size: int | None = None
@@ -725,13 +745,14 @@ class H2Stream:
         body: bytes = b"",
         trailers: AnyFields | None = None,
     ) -> None:
-        """Send a whole response."""
+        """Send a whole response, a small one in one write."""
         plain = trailers is None
-        await self.send_head(status, fields, end=plain and not body)
-        if body:
-            await self.send_data(body, end=plain)
-        if trailers is not None:
-            await self.send_trailers(trailers)
+        async with self.peer.wire.one_write() if len(body) < 1024 else contextlib.nullcontext():
+            await self.send_head(status, fields, end=plain and not body)
+            if body:
+                await self.send_data(body, end=plain)
+            if trailers is not None:
+                await self.send_trailers(trailers)
 
     async def reset(self, code: int = CANCEL) -> None:
         """Reset the stream."""

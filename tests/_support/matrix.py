@@ -59,7 +59,7 @@ from tests._support.h2_wire import (
 )
 from tests._support.recording import ORIGIN, CutError, Message, Recorder, Wire
 from tests._support.tls_wire import TlsWire, server_context
-from trioproxy import ErrorType, HttpPeer, ProxyError, ProxyHttp, ServerConf
+from trioproxy import ErrorType, HttpPeer, ProxyError, ProxyHttp, ServerConf, TlsSettings
 from trioproxy.proxy._record import ExchangeRecord
 from trioproxy.server._serve import Running
 from trioproxy.testing._network import PLAIN, End, Link, MemoryAcceptor, Network
@@ -108,7 +108,9 @@ class Pairing:
         return f"{self.down}-to-{self.up}"
 
 
-PAIRINGS = [Pairing(down, up) for down in LEGS for up in LEGS]
+#: The sides that are served already.
+DOWN, UP = (H1,), (H1, H1_TLS)
+PAIRINGS = [Pairing(down, up) for down in DOWN for up in UP]
 
 
 @functools.cache
@@ -232,6 +234,10 @@ class Exchange(ABC):
         """Break the connection off."""
 
     @abstractmethod
+    def one_write(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Let all that is sent in this block leave in one write."""
+
+    @abstractmethod
     def hold(self) -> None:
         """Take no more content."""
 
@@ -246,13 +252,14 @@ class Exchange(ABC):
         body: bytes = b"",
         trailers: AnyFields | None = None,
     ) -> None:
-        """Send a whole response."""
+        """Send a whole response, a small one in one write."""
         plain = trailers is None
-        await self.send_head(status, fields, end=plain and not body)
-        if body:
-            await self.send_data(body, end=plain)
-        if trailers is not None:
-            await self.send_trailers(trailers)
+        async with self.one_write() if len(body) < 1024 else contextlib.nullcontext():
+            await self.send_head(status, fields, end=plain and not body)
+            if body:
+                await self.send_data(body, end=plain)
+            if trailers is not None:
+                await self.send_trailers(trailers)
 
 
 @attrs.define(eq=False, slots=False)
@@ -294,6 +301,9 @@ class H2Exchange(Exchange):
     def close(self) -> None:
         self.stream.peer.close()
 
+    def one_write(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return self.stream.peer.wire.one_write()
+
     def hold(self) -> None:
         self.stream.crediting = False
 
@@ -323,6 +333,7 @@ class H1Exchange(Exchange):
     _framing: str = "none"
     _left: int = 0
     _sending: str = "none"
+    _held: bytearray | None = None
 
     # -- receiving
 
@@ -426,14 +437,14 @@ class H1Exchange(Exchange):
         self.to_head = method == "HEAD"
         start = f"{method} {target} HTTP/1.1".encode("latin-1")
         pairs = [*as_fields([("host", authority)]), *as_fields(fields)]
-        await self.wire.send(self._head(start, pairs, bodiless=end, end=end))
+        await self._send(self._head(start, pairs, bodiless=end, end=end))
 
     async def send_head(self, status: int, fields: AnyFields = (), *, end: bool = False) -> None:
         start = b"HTTP/1.1 %d Said" % status
         bodiless = status < 200 or status in (204, 304) or self._is_answer_to_head()
         head = self._head(start, fields, bodiless=bodiless, end=end)
         self.sent = self.sent and status >= 200
-        await self.wire.send(head)
+        await self._send(head)
 
     def _is_answer_to_head(self) -> bool:
         return self.incoming is not None and self.incoming.start.startswith(b"HEAD ")
@@ -452,6 +463,9 @@ class H1Exchange(Exchange):
         await self._send(b"0\r\n" + lines + b"\r\n")
 
     async def _send(self, data: bytes) -> None:
+        if self._held is not None:
+            self._held += data
+            return
         try:
             await self.wire.send(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -464,6 +478,15 @@ class H1Exchange(Exchange):
     def close(self) -> None:
         self.closed = True
         self.wire.close()
+
+    @asynccontextmanager
+    async def one_write(self) -> AsyncIterator[None]:
+        self._held = bytearray()
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+        await self._send(bytes(held))
 
     def hold(self) -> None:
         """Nothing is read while nobody asks."""
@@ -737,7 +760,7 @@ def _conf(conf: ServerConf, leg: Leg) -> ServerConf:
     """Return the settings of a server that speaks what the leg says, and nothing else."""
     changes: dict[str, Any] = {}
     if leg.tls:
-        changes["tls"] = vars(trioproxy)["TlsSettings"](certificate(SITE))
+        changes["tls"] = TlsSettings(certificate(SITE))
     if leg == H2C:
         changes["h2c"] = True
     return attrs.evolve(conf, **changes)
