@@ -11,9 +11,12 @@ import trio.testing
 
 from trioproxy._info import ConnectionInfo
 from trioproxy.codec._h1 import HeadLimits, RequestReader, ResponseReader
+from trioproxy.codec._h2 import H2Codec, H2Options
 from trioproxy.streams._abc import DownstreamStream, UpstreamStream
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
+from trioproxy.streams._h2_client import H2ClientConnection, H2ClientOptions
+from trioproxy.streams._h2_server import H2ServerConnection, H2ServerOptions
 from trioproxy.testing import MemoryDownstream, check_message_stream, memory_exchange
 from trioproxy.transport._byte_stream import StreamAdapter
 
@@ -44,6 +47,31 @@ async def http1() -> AsyncIterator[Exchanges]:
     server = H1ServerConnection(
         StreamAdapter(far), INFO, RequestReader(HeadLimits()), H1ServerOptions()
     )
+    async with _running(client, server) as exchange:
+        yield exchange
+
+
+@asynccontextmanager
+async def http2() -> AsyncIterator[Exchanges]:
+    """An HTTP/2 client and server, likewise."""
+    near, far = trio.testing.lockstep_stream_pair()
+    client = H2ClientConnection(
+        StreamAdapter(near), INFO, _codec(server=False), H2ClientOptions(max_streams=100)
+    )
+    server = H2ServerConnection(StreamAdapter(far), INFO, _codec(server=True), H2ServerOptions())
+    async with _running(client, server) as exchange:
+        yield exchange
+
+
+def _codec(*, server: bool) -> H2Codec:
+    return H2Codec(server=server, options=H2Options(), now=trio.current_time)
+
+
+@asynccontextmanager
+async def _running(
+    client: H1ClientConnection | H2ClientConnection, server: H1ServerConnection | H2ServerConnection
+) -> AsyncIterator[Exchanges]:
+    """Run both ends of a connection."""
     handed, handing = trio.open_memory_channel[DownstreamStream](0)
 
     async def handler(stream: DownstreamStream) -> None:
@@ -69,6 +97,6 @@ async def http1() -> AsyncIterator[Exchanges]:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("connection", [memory, http1])
+@pytest.mark.parametrize("connection", [memory, http1, http2])
 async def test_contract(connection: Callable[[], object], autojump_clock: object) -> None:
     await check_message_stream(connection)  # type: ignore[arg-type]

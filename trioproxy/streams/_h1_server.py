@@ -365,6 +365,7 @@ class H1DownstreamStream(DownstreamStream):
         "_scope",
         "_tunnel",
         "abort_on_close",
+        "blame",
         "broken",
         "close_on_early_response",
         "drain_timeout",
@@ -383,6 +384,7 @@ class H1DownstreamStream(DownstreamStream):
         self._connection = connection
         self.info = connection.info
         self.keepalive = options.idle_timeout
+        self.blame = None
         self.abort_on_close = True
         self.close_on_early_response = True
         self.drain_timeout = options.drain_timeout

@@ -51,3 +51,34 @@ class ReadTimer:
     def expired(self) -> bool:
         """Tell whether the logical deadline has passed."""
         return trio.current_time() >= self.limit
+
+
+#: Seconds that content may stay behind its lowest rate.
+RATE_GRACE = 5.0
+
+
+@attrs.define(eq=False)
+class Allowance:
+    """How long its receiver may still wait for content that has a lowest rate.
+
+    Only waiting uses it up: content that we do not read costs its sender nothing.
+
+    Attributes:
+      rate: Bytes a second, 0 for no such rule.
+      seconds: What is left; `math.inf` without a rule.
+    """
+
+    rate: float = 0.0
+    seconds: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.seconds = RATE_GRACE if self.rate else math.inf
+
+    def waited(self, seconds: float) -> None:
+        """Take a wait off."""
+        self.seconds -= seconds
+
+    def received(self, size: int, most: float) -> None:
+        """Count what came as time in which the sender may be slow, but never save up for more."""
+        if self.rate:
+            self.seconds = min(self.seconds + size / self.rate, max(RATE_GRACE, most))
