@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import attrs
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests._support.upstream import FakeConnection, FakeStream
 from trioproxy import ErrorSource, ErrorType, HttpPeer, PeerOptions, ProxyError, RequestHeader
 from trioproxy._info import ConnectionInfo
 from trioproxy._messages import END, ResponseEvent
 from trioproxy.codec._h1 import HeadLimits, ResponseReader
-from trioproxy.streams._abc import UpstreamStream
+from trioproxy.streams._abc import UpstreamConnection, UpstreamStream
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.transport._byte_stream import StreamAdapter
 from trioproxy.upstream._connector import Connector
@@ -462,3 +467,457 @@ async def test_u1_01_bytes_on_an_idle_connection_are_counted() -> None:
         assert _counts(pool)[0] == 0
         async with await pool.lease(PEER) as stream:
             assert not stream.reused
+
+
+# -- a pool of fake connections, in any order of events ------------------------------------------
+
+ASKS = st.tuples(st.just("ask"), st.integers(0, 1), st.booleans())
+MADE = st.tuples(st.just("made"), st.integers(0, 9), st.sampled_from([None, 1, 2, 3, 5]))
+OTHERS = st.tuples(
+    st.sampled_from(
+        ["fail", "release", "release", "cancel", "kill", "crash", "stale", "go away", "wait"]
+    ),
+    st.integers(0, 9),
+    st.none(),
+)
+ALLOW = st.tuples(st.just("allow"), st.integers(0, 9), st.integers(0, 5))
+#: What happens, and whether all tasks run on before the next thing happens.
+STEPS = st.lists(
+    st.tuples(st.one_of(ASKS, ASKS, MADE, MADE, OTHERS, OTHERS, ALLOW), st.booleans()),
+    max_size=40,
+)
+
+
+@attrs.define(eq=False)
+class Asked:
+    """A lease that was asked for."""
+
+    fresh: bool
+    made_before: int
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    lease: Lease | None = None
+    over: bool = False
+
+
+@attrs.define(eq=False)
+class Connecting:
+    """A connect under way: what shall become of it."""
+
+    peer: HttpPeer
+    outcome: trio.Event = attrs.field(factory=trio.Event)
+    limit: int | None = None
+    failed: bool = False
+
+
+@attrs.define(eq=False)
+class Model(Connector):
+    """A pool, and all that happens around it."""
+
+    cap: int | None
+    size: int
+    wished: int
+    clock: trio.testing.MockClock
+    http_version: tuple[int, int] = (2, 2)
+    connecting: list[Connecting] = attrs.field(factory=list)
+    made: list[tuple[HttpPeer, FakeConnection]] = attrs.field(factory=list)
+    asked: list[Asked] = attrs.field(factory=list)
+    peers: list[HttpPeer] = attrs.field(init=False)
+    pool: Pool = attrs.field(init=False)
+    nursery: trio.Nursery = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        options = PeerOptions(http_version=self.http_version, max_h2_streams=self.wished)
+        self.peers = [HttpPeer(f"{name}.example", 80, options=options) for name in "ab"]
+
+    async def connect(self, peer: HttpPeer) -> UpstreamConnection:
+        mine = Connecting(peer)
+        self.connecting.append(mine)
+        try:
+            await mine.outcome.wait()
+        finally:
+            self.connecting.remove(mine)
+        if mine.failed:
+            raise ProxyError.new_up(ErrorType.ConnectRefused)
+        connection = FakeConnection(mine.limit)
+        self.made.append((peer, connection))
+        return connection
+
+    async def ask(self, asked: Asked, peer: HttpPeer) -> None:
+        try:
+            with asked.scope:
+                asked.lease = await self.pool.lease(peer, fresh=asked.fresh)
+        except ProxyError:
+            pass
+        finally:
+            asked.over = True
+        if asked.lease is not None and asked.fresh:
+            connection = cast("FakeStream", asked.lease.stream).connection
+            numbers = [each for _, each in self.made]
+            assert numbers.index(connection) >= asked.made_before
+
+    @property
+    def held(self) -> list[Lease]:
+        return [each.lease for each in self.asked if each.lease is not None]
+
+    @property
+    def alive(self) -> list[FakeConnection]:
+        return [each for _, each in self.made if not each.dead]
+
+    def step(self, name: str, index: int, value: int | bool | None) -> None:
+        if name == "ask":
+            asked = Asked(bool(value), len(self.made))
+            self.asked.append(asked)
+            self.nursery.start_soon(self.ask, asked, self.peers[index])
+        elif name in ("made", "fail"):
+            if self.connecting:
+                connecting = self.connecting[index % len(self.connecting)]
+                if not connecting.outcome.is_set():
+                    connecting.limit = value
+                    connecting.failed = name == "fail"
+                    connecting.outcome.set()
+        elif name == "release":
+            holding = [each for each in self.asked if each.lease is not None]
+            if holding:
+                asked = holding[index % len(holding)]
+                assert asked.lease is not None
+                asked.lease.release()
+                asked.lease = None
+        elif name == "cancel":
+            pending = [each for each in self.asked if not each.over]
+            if pending:
+                pending[index % len(pending)].scope.cancel()
+        elif name == "wait":
+            self.clock.jump(6)
+        elif self.alive:
+            connection = self.alive[index % len(self.alive)]
+            if name == "allow":
+                assert value is not None
+                if connection.shared:
+                    connection.allow(max(value, 1))
+            elif name == "go away":
+                connection.go_away()
+            elif name == "stale":
+                connection.stale = True
+            else:
+                if name == "crash":
+                    connection.failure = RuntimeError("a bug")
+                connection.close()
+
+    def check(self) -> None:
+        """Hold what the pool says against what there is, when all tasks are blocked."""
+        numbers = self.pool.statistics()
+        alive = self.alive
+        assert numbers.leased == len(self.held)
+        assert numbers.leased == sum(each.busy for _, each in self.made)
+        assert numbers.idle == sum(not each.busy for each in alive) <= self.size
+        assert numbers.connections == len(alive)
+        waiting = [each for each in self.asked if not each.over]
+        assert numbers.waiting + len(self.connecting) == len(waiting)
+        for peer in self.peers:
+            self.check_peer(peer)
+
+    def check_peer(self, peer: HttpPeer) -> None:
+        alive = [each for at, each in self.made if at is peer and not each.dead]
+        connecting = sum(each.peer is peer for each in self.connecting)
+        group = self.pool._groups.get(peer.reuse_key)
+        if group is None:
+            assert not alive
+            assert not connecting
+            return
+        count = len(alive) + connecting
+        assert group.count == count > 0
+        assert self.cap is None or count <= self.cap
+        slots = [*group.in_use, *group.idle_shared, *group.idle]
+        assert not any(slot.promised for slot in slots)
+        open_ones = [slot for slot in slots if slot.room > 0]
+        for waiter in group.waiters:
+            assert not any(slot.number > waiter.since for slot in open_ones)
+        if self.cap is None or count < self.cap:
+            # Whoever waits, waits for room in connections being made.
+            assert len(group.waiters) <= connecting * (self.wished - 1)
+            assert len(group.waiters) <= group.hoped
+            assert all(waiter.ticket > group.lonely for waiter in group.waiters)
+
+    async def run(self, steps: list[Any]) -> None:
+        with trio.fail_after(100_000):
+            async with trio.open_nursery() as tasks, trio.open_nursery() as self.nursery:
+                self.pool = Pool(
+                    self,
+                    tasks,
+                    size=self.size,
+                    size_per_peer=self.size,
+                    connections_per_peer=self.cap,
+                )
+                for step, settled in steps:
+                    self.step(*step)
+                    if settled:
+                        await trio.testing.wait_all_tasks_blocked()
+                        self.check()
+                await trio.testing.wait_all_tasks_blocked()
+                self.check()
+                for asked in self.asked:
+                    asked.scope.cancel()
+                await trio.testing.wait_all_tasks_blocked()
+                assert not self.pool.statistics().waiting
+                for lease in self.held:
+                    lease.release()
+                self.pool.close_idle()
+                await trio.testing.wait_all_tasks_blocked()
+                assert not self.pool._groups
+                assert not tasks.child_tasks
+
+
+@settings(max_examples=100, deadline=None)
+@given(STEPS, st.sampled_from([None, None, 1, 2, 4]), st.sampled_from([1, 2, 9]), st.integers(1, 4))
+def test_whatever_happens_the_pool_keeps_its_promises(
+    steps: list[Any], cap: int | None, size: int, wished: int
+) -> None:
+    clock = trio.testing.MockClock()
+    logging.disable(logging.CRITICAL)  # of bugs that the steps plant
+    try:
+        trio.run(Model(cap, size, wished, clock).run, steps, clock=clock)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+# -- connections that carry many exchanges at once -----------------------------------------------
+
+
+@asynccontextmanager
+async def open_model(
+    wished: int, *, cap: int | None = None, http_version: tuple[int, int] = (2, 2)
+) -> AsyncIterator[Model]:
+    """Open a pool that no connect ends in by itself."""
+    model = Model(cap, 9, wished, trio.testing.MockClock(), http_version=http_version)
+    with trio.fail_after(100_000):
+        async with trio.open_nursery() as tasks, trio.open_nursery() as model.nursery:
+            model.pool = Pool(model, tasks, connections_per_peer=cap)
+            yield model
+            tasks.cancel_scope.cancel()
+            model.nursery.cancel_scope.cancel()
+
+
+async def _ask(model: Model, number: int, *, fresh: bool = False) -> None:
+    for _ in range(number):
+        model.step("ask", 0, fresh)
+    await trio.testing.wait_all_tasks_blocked()
+    model.check()
+
+
+async def _step(model: Model, name: str, value: int | None = None) -> None:
+    model.step(name, 0, value)
+    await trio.testing.wait_all_tasks_blocked()
+    model.check()
+
+
+def _loads(model: Model) -> list[int]:
+    return [connection.busy for _, connection in model.made]
+
+
+def _dead(model: Model) -> list[bool]:
+    return [connection.dead for _, connection in model.made]
+
+
+async def test_many_requests_at_once_make_one_shared_connection() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 100)
+        assert len(model.connecting) == 1
+        await _step(model, "made", 100)
+        assert _loads(model) == [100]
+        await _ask(model, 1)
+        assert len(model.connecting) == 1
+        numbers = model.pool.statistics()
+        assert (numbers.connects, numbers.reuses, numbers.connections) == (1, 99, 1)
+
+
+async def test_more_requests_at_once_than_one_connection_carries_make_several() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 250)
+        assert len(model.connecting) == 3
+
+
+@pytest.mark.parametrize("http_version", [(1, 1), (2, 1)], ids=["h1", "h2 needs TLS"])
+async def test_requests_to_a_peer_of_http1_wait_for_nobodys_connect(
+    http_version: tuple[int, int],
+) -> None:
+    async with open_model(wished=100, http_version=http_version) as model:
+        await _ask(model, 5)
+        assert len(model.connecting) == 5
+
+
+async def test_those_who_waited_for_http2_and_see_http1_connect_at_once_and_that_is_kept() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 5)
+        await _step(model, "made", None)
+        assert len(model.connecting) == 4
+        await _ask(model, 3)  # nobody waits in vain again
+        assert len(model.connecting) == 7
+        await _step(model, "made", 100)  # it speaks HTTP/2 after all, and has room for all
+        await _ask(model, 2)
+        assert _loads(model) == [1, 3]
+
+
+async def test_an_origin_that_allows_less_gets_as_many_connections_as_that_takes_at_once() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 20)
+        await _step(model, "made", 5)
+        assert _loads(model) == [5]
+        assert len(model.connecting) == 3
+
+
+async def test_those_whose_connect_failed_connect_by_themselves_at_once() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 5)
+        await _step(model, "fail")
+        assert len(model.connecting) == 4
+        await _ask(model, 1)
+        assert len(model.connecting) == 4
+
+
+async def test_a_cancelled_connect_is_taken_over_by_one_who_waited() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 5)
+        await _step(model, "cancel")
+        assert len(model.connecting) == 1
+        await _step(model, "made", 100)
+        assert _loads(model) == [4]
+
+
+async def test_who_waits_too_long_for_anothers_connect_makes_its_own(
+    autojump_clock: object,
+) -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 3)
+        await trio.sleep(6)
+        assert len(model.connecting) == 3
+        assert model.pool.statistics().wait_timeouts == 0
+
+
+async def test_who_may_not_connect_at_last_gives_up(autojump_clock: object) -> None:
+    async with open_model(wished=100, cap=1) as model:
+        await _ask(model, 3)
+        await trio.sleep(6)
+        assert len(model.connecting) == 1
+        assert model.pool.statistics().wait_timeouts == 2
+
+
+async def test_h2_28_those_who_lost_a_connection_share_a_new_one() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 1)
+        await _step(model, "made", 100)
+        await _ask(model, 5, fresh=True)
+        assert len(model.connecting) == 1
+        await _step(model, "made", 100)
+        assert _loads(model) == [1, 5]
+
+
+async def test_who_waits_gets_the_room_that_an_origin_adds() -> None:
+    async with open_model(wished=100, cap=1) as model:
+        await _ask(model, 5)
+        await _step(model, "made", 2)
+        assert _loads(model) == [2]
+        await _step(model, "allow", 4)
+        assert _loads(model) == [4]
+        await _step(model, "release")
+        assert _loads(model) == [4]
+        assert model.pool.statistics().waiting == 0
+
+
+async def test_h2_22_a_connection_that_goes_away_gets_no_more_and_ends_with_its_last_exchange() -> (
+    None
+):
+    async with open_model(wished=100) as model:
+        await _ask(model, 2)
+        await _step(model, "made", 100)
+        await _step(model, "go away")
+        await _ask(model, 1)
+        assert len(model.connecting) == 1
+        await _step(model, "release")
+        assert _loads(model) == [1]
+        assert _dead(model)[0] is False
+        await _step(model, "release")
+        assert _dead(model)[0] is True
+        assert model.pool.statistics().closed_idle == 0
+
+
+async def test_a_shared_connection_without_exchanges_is_idle_and_used_again() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 2)
+        await _step(model, "made", 100)
+        connection = model.made[0][1]
+        await _step(model, "release")
+        assert connection.armed == []
+        await _step(model, "release")
+        assert connection.armed == [55.0]
+        assert model.pool.statistics().idle == 1
+        await _ask(model, 1)
+        assert _loads(model) == [1]
+
+
+async def test_one_that_is_draining_keeps_nothing_idle_and_cuts_nothing() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 2)
+        await _step(model, "made", 100)
+        await _ask(model, 1, fresh=True)
+        await _step(model, "made", 100)
+        model.step("release", 2, None)
+        model.pool.drain()
+        await trio.testing.wait_all_tasks_blocked()
+        assert _dead(model) == [False, True]
+        await _step(model, "release")
+        assert _dead(model)[0] is False
+        await _step(model, "release")
+        assert _dead(model)[0] is True
+
+
+async def test_a_shared_connection_that_is_stale_costs_those_on_it_nothing() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 2)
+        await _step(model, "made", 100)
+        await _step(model, "stale")
+        await _ask(model, 1)
+        assert len(model.connecting) == 1
+        assert _loads(model) == [2]
+        assert _dead(model)[0] is False
+
+
+async def test_a_connection_that_is_dead_when_it_is_made_leaves_no_lease() -> None:
+    class Dead(Connector):
+        async def connect(self, peer: HttpPeer) -> UpstreamConnection:
+            await trio.lowlevel.checkpoint()
+            connection = FakeConnection(100)
+            connection.close()
+            return connection
+
+    async with trio.open_nursery() as nursery:
+        pool = Pool(Dead(), nursery)
+        with pytest.raises(ProxyError, match="ConnectionClosed"):
+            await pool.lease(PEER)
+    assert pool.statistics().leased == 0
+    assert pool.statistics().connections == 0
+    assert not pool._groups
+
+
+async def test_h2_25_a_peer_that_asked_for_http1_gets_http1() -> None:
+    peer = HttpPeer("origin.example", 443, scheme="https", options=PeerOptions(http_version=(2, 1)))
+    only = HttpPeer("only.example", 80, options=PeerOptions(http_version=(2, 2)))
+    async with open_pool() as (pool, wires):
+        await _use(pool, wires, peer)
+        (await pool.lease(peer, http1=True)).release()
+        await pool.lease(only, http1=True)
+        pool.remember_http1(peer)
+        pool.remember_http1(only)
+        (await pool.lease(peer)).release()
+        (await pool.lease(only)).release()
+        assert wires.peers == [peer, peer.http1(), only, peer.http1(), only]
+
+
+async def test_what_is_remembered_of_peers_is_bounded() -> None:
+    async with open_pool() as (pool, wires):
+        options = PeerOptions(http_version=(2, 2), max_h2_streams=2)
+        for number in range(1100):
+            peer = HttpPeer(f"{number}.example", 80, options=options)
+            pool.remember_http1(peer)
+            (await pool.lease(peer)).release()
+        assert len(wires.peers) == 1100
+        assert len(pool._http1_only) == len(pool._rooms) == 1024

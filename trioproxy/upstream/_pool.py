@@ -32,10 +32,7 @@ REMEMBERED = 1024
 
 def expected_room(peer: HttpPeer) -> int:
     """Return how many exchanges a new connection to the peer may carry at once, at best."""
-    highest, lowest = peer.options.http_version
-    if highest < 2 or (peer.scheme != "https" and lowest < 2):
-        return 1
-    return peer.options.max_h2_streams
+    return 1 if peer.http_version == (1, 1) else peer.options.max_h2_streams
 
 
 @attrs.frozen
@@ -239,9 +236,9 @@ class Pool:
         self._tickets += 1
         waiter = _Waiter(self._tickets, since)
         group.waiters.append(waiter)
-        if group.stale:
+        if group.stale or len(group.waiters) == 1:
             self._assign(group)
-        else:
+        else:  # there was nothing for those before, and there still is not
             self._assign(group, [waiter], group.hope)
         return waiter
 
