@@ -65,8 +65,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure ``reverse`` against a bare trio+h11 relay and a raw byte relay, in one run."""
-    install(session)
+    """Measure ``reverse`` against bare relays, and over HTTP/2 against hypercorn, in one run."""
+    install(session, "bench")
     session.run("python", "-m", "tests.bench", *session.posargs)
 
 

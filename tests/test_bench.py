@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from tests.bench import load
+from tests.bench import hello, http2, load
 from tests.bench.processes import Target, check, reverse, script
 from tests.bench.processes import load as put_load
 from tests.bench.table import Row, ratio, render
-from tests.bench.workloads import LARGE, SMALL, Measurement
+from tests.bench.workloads import LARGE, SMALL, SMALL_BODY, Measurement
 
 
 @pytest.mark.socket
@@ -77,3 +80,49 @@ def test_the_table_shows_medians_ratios_by_round_and_what_lies_below_its_floor()
     assert lines[2].split() == ["small", "reverse", "7", "0.0", "71%", "2"]
     assert lines[-2].split() == ["small", "reverse", "/", "h11", "relay", "0.70", "0.80", "below"]
     assert lines[-1].split() == ["small", "reverse", "/", "raw", "relay", "0.50"]
+
+
+def test_http2_has_a_row_for_each_side_and_one_ratio() -> None:
+    rows = [
+        Row(http2.WORKLOAD, "reverse", [Measurement(30.0)]),
+        Row(http2.WORKLOAD, "hypercorn", [Measurement(10.0)]),
+    ]
+    lines = render(rows).splitlines()
+    assert lines[1].split()[:4] == ["h2", "TLS", "reverse", "30"]
+    assert lines[2].split()[:4] == ["h2", "TLS", "hypercorn", "10"]
+    assert lines[-1].split() == ["h2", "TLS", "reverse", "/", "hypercorn", "3.00", "1.50"]
+
+
+def test_what_http2_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert http2.missing() == "h2load is not installed"
+
+
+async def test_the_application_answers_and_takes_part_in_start_and_stop() -> None:
+    sent: list[Mapping[str, Any]] = []
+
+    async def receive() -> Mapping[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+        if message["type"] == "lifespan.startup.complete":
+            raise EOFError
+
+    await hello.app({"type": "http"}, receive, send)
+    assert sent[0]["status"] == 200
+    assert sent[1]["body"] == SMALL_BODY
+    with pytest.raises(EOFError):
+        await hello.app({"type": "lifespan"}, receive, send)
+
+
+@pytest.mark.socket
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
+def test_h2load_must_get_every_answer_over_http2() -> None:
+    with (
+        script("origin", None) as origin,
+        reverse(origin.port, None) as plain,
+        pytest.raises(RuntimeError, match="reverse: h2load failed"),
+    ):
+        http2.load(plain, 8, None)

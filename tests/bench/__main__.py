@@ -5,6 +5,9 @@ through a relay of raw bytes on Trio; all in one run and round by round, so that
 machine does hits all of them. The proxies have a core of their own where there are two. The figures
 are medians; the ratios are medians of each round's ratio. "direct" shows what the origin and the
 load client can do: where it is not well above the rest, they are the limit.
+
+Then, where h2load and hypercorn are installed, HTTP/2 over TLS: small responses through ``reverse``
+against an application in hypercorn that makes them by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.bench import http2
 from tests.bench.processes import (
     NGINX,
     Cores,
@@ -31,6 +35,8 @@ from tests.bench.table import Row, render
 from tests.bench.workloads import LARGE, SMALL, Measurement
 
 WORKLOADS = {"small": SMALL, "large": LARGE}
+#: Requests for a figure of HTTP/2, and where `--quick` is asked for.
+HTTP2_REQUESTS, HTTP2_REQUESTS_QUICK = 20000, 2000
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -38,7 +44,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds of half the length")
     parser.add_argument("--rounds", type=int, help="rounds (default 7)")
     parser.add_argument("--seconds", type=float, help="seconds for each figure (default 1)")
-    parser.add_argument("--only", choices=WORKLOADS, help="one workload alone")
+    parser.add_argument("--only", choices=(*WORKLOADS, "http2"), help="one workload alone")
     parser.add_argument(
         "--client", choices=("wrk", "own"), default="wrk" if shutil.which("wrk") else "own"
     )
@@ -73,25 +79,52 @@ def measure(options: argparse.Namespace, cores: Cores, targets: Sequence[Target]
     return rows
 
 
+def measure_http2(
+    options: argparse.Namespace, cores: Cores, origin: Target, root: Path
+) -> list[Row]:
+    """Measure HTTP/2 over TLS, where this machine has what that takes."""
+    lacking = http2.missing()
+    if lacking is not None:
+        print(f"HTTP/2 over TLS is not measured: {lacking}\n")
+        return []
+    tls = (*http2.certificate(root), "--http1-codec", options.http1_codec)
+    requests = HTTP2_REQUESTS_QUICK if options.quick else HTTP2_REQUESTS
+    with (
+        reverse(origin.port, cores.proxy, *tls) as ours,
+        http2.hypercorn(root, cores.proxy) as theirs,
+    ):
+        for target in (ours, theirs):
+            check(target, http2.WORKLOAD)
+        columns = http2.measure((ours, theirs), options.rounds, requests, cores.load)
+    return [
+        Row(http2.WORKLOAD, target.name, rounds)
+        for target, rounds in zip((ours, theirs), columns, strict=True)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the bench and print its table."""
     options = _arguments(arguments)
     end_on_sigterm()
     cores = Cores.choose()
+    rows: list[Row] = []
     with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trioproxy-bench-")))
         if options.origin == "nginx":
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trioproxy-bench-")))
             origin = stack.enter_context(nginx(root, cores.origin))
         else:
             origin = stack.enter_context(script("origin", cores.origin))
-        port = origin.port
-        targets = [
-            origin,
-            stack.enter_context(reverse(port, cores.proxy, "--http1-codec", options.http1_codec)),
-            stack.enter_context(script("h11_relay", cores.proxy, str(port))),
-            stack.enter_context(script("raw_relay", cores.proxy, str(port))),
-        ]
-        rows = measure(options, cores, targets)
+        port = str(origin.port)
+        codec = ("--http1-codec", options.http1_codec)
+        if options.only != "http2":
+            with (
+                reverse(origin.port, cores.proxy, *codec) as ours,
+                script("h11_relay", cores.proxy, port) as h11_relay,
+                script("raw_relay", cores.proxy, port) as raw_relay,
+            ):
+                rows += measure(options, cores, [origin, ours, h11_relay, raw_relay])
+        if options.only in (None, "http2"):
+            rows += measure_http2(options, cores, origin, root)
     pins = "not pinned" if cores.proxy is None else f"proxies on core {cores.proxy}"
     print(
         f"{options.rounds} rounds of {options.seconds:g} s, load by {options.client}, "

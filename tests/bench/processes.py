@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/loca
 NGINX_CONF = """
 daemon off; master_process off; worker_processes 1; pid {root}/nginx.pid;
 error_log {root}/error.log;
-events {{ worker_connections 512; }}
+events {{ worker_connections 4096; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000; keepalive_timeout 300;
   open_file_cache max=8; default_type text/plain;
@@ -100,11 +101,18 @@ class Target:
       name: As the table shows it.
       port: Where it listens.
       pid: Its process.
+      scheme: ``http`` or ``https``.
     """
 
     name: str
     port: int
     pid: int
+    scheme: str = "http"
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def cpu_seconds(self) -> float | None:
         """Return the processor time used so far, None where the system does not say."""
@@ -141,7 +149,9 @@ def reverse(origin: int, core: int | None, *options: str) -> Iterator[Target]:
     url = f"http://127.0.0.1:{origin}"
     with process([*command, *options, url], core, stderr=True) as child:
         assert child.stderr is not None
-        yield Target("reverse", _port(child.stderr.readline(), "reverse"), child.pid)
+        line = child.stderr.readline()
+        scheme = "https" if "https://" in line else "http"
+        yield Target("reverse", _port(line, "reverse"), child.pid, scheme)
 
 
 @contextlib.contextmanager
@@ -182,8 +192,11 @@ def check(target: Target, workload: Workload) -> None:
     Raises:
       RuntimeError: it does not.
     """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{target.port}{workload.target}", timeout=10) as response:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # made for this run
+    handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    opener = urllib.request.build_opener(*handlers)
+    with opener.open(f"{target.url}{workload.target}", timeout=10) as response:
         body = response.read()
     if body != workload.body:
         got = f"{len(body)} bytes, {body[:40]!r}"
@@ -205,7 +218,7 @@ def load(
     Raises:
       RuntimeError: an answer was missing or wrong.
     """
-    url = f"http://127.0.0.1:{target.port}{workload.target}"
+    url = f"{target.url}{workload.target}"
     if client == "wrk":
         duration = max(1, round(seconds))
         command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{duration}s", url]
