@@ -582,12 +582,26 @@ def test_h2_08_a_new_minute_has_a_new_count() -> None:
 def test_h2_19_the_priority_of_a_block_is_taken_out(padding: int | None, exclusive: int) -> None:
     pad = b"" if padding is None else bytes((padding,))
     tail = bytes(padding or 0)
-    flags = END_HEADERS | END_STREAM | (0 if padding is None else PADDED)
+    flags = END_HEADERS | END_STREAM
+    padded = HAS_PRIORITY | (0 if padding is None else PADDED)
     priority = number(exclusive | 3) + b"\xff"
-    sent = frame(HEADERS, pad + priority + b"abc" + tail, flags=flags | HAS_PRIORITY, stream=5)
+    sent = frame(HEADERS, pad + priority + b"abc" + tail, flags=flags | padded, stream=5)
     (each,) = opened().feed(sent)
-    assert each.raw == frame(HEADERS, pad + b"abc" + tail, flags=flags, stream=5)
+    assert each.raw == frame(HEADERS, b"abc", flags=flags, stream=5)
     assert (each.flags, each.length, each.stream_error) == (flags, len(sent) - 9, None)
+
+
+def test_the_padding_of_a_block_is_taken_out() -> None:
+    flags = END_HEADERS | PADDED
+    (each,) = opened().feed(frame(HEADERS, b"\x02abc\0\0", flags=flags, stream=5))
+    assert each.raw == frame(HEADERS, b"abc", flags=END_HEADERS, stream=5)
+    (each,) = opened().feed(frame(HEADERS, b"\x02\0\0", flags=flags, stream=5))
+    assert each.raw == frame(HEADERS, flags=END_HEADERS, stream=5)
+
+
+def test_the_reserved_bit_of_an_increment_is_not_passed_on() -> None:
+    (each,) = opened().feed(frame(WINDOW_UPDATE, number(1 << 31 | 5), stream=3))
+    assert each.raw == frame(WINDOW_UPDATE, number(5), stream=3)
 
 
 def test_h2_03_a_block_that_depends_on_itself_is_a_stream_error_and_is_decoded() -> None:

@@ -134,7 +134,7 @@ class Frame:
 
     #: The type; `PREFACE_TYPE` for the client preface, which comes out like a frame.
     type: int
-    #: The flags as received; where the priority was taken out of ``raw``, so was its flag here.
+    #: The flags as received; but padding and priority are taken out of HEADERS, and their flags.
     flags: int
     #: The stream, without the reserved bit; 0 is the connection.
     stream_id: int
@@ -424,7 +424,8 @@ class FrameGate:
             content -= 5
             if content < 0:
                 return self._fail(PROTOCOL_ERROR, "padding that is longer than its frame")
-            self._strip_priority(frame)
+        if flags & (PADDED | HAS_PRIORITY):
+            self._strip(frame, content)
         if content > self._limits.max_block_bytes:
             return self._calm("a field block that is too long", "max_block_bytes")
         if flags & END_HEADERS:
@@ -438,21 +439,20 @@ class FrameGate:
         self._empty_run = 0
         return True
 
-    def _strip_priority(self, frame: Frame) -> None:
-        """Take the priority of RFC 7540 out of a HEADERS frame; trees are not kept (H2-19)."""
+    def _strip(self, frame: Frame, content: int) -> None:
+        """Leave of a HEADERS frame its piece of the block.
+
+        The trees of RFC 7540 are not kept (H2-19), and the library refuses padding that is alone.
+        """
         raw = frame.raw
         at = HEAD_BYTES + (1 if frame.flags & PADDED else 0)
-        if _dependency(raw, at) == frame.stream_id:
-            frame.stream_error = (PROTOCOL_ERROR, "a stream that depends on itself")
-        frame.flags &= ~HAS_PRIORITY
-        frame.raw = b"".join(
-            (
-                (frame.length - 5).to_bytes(3, "big"),
-                bytes((HEADERS, frame.flags)),
-                raw[5:at],
-                raw[at + 5 :],
-            )
-        )
+        if frame.flags & HAS_PRIORITY:
+            if _dependency(raw, at) == frame.stream_id:
+                frame.stream_error = (PROTOCOL_ERROR, "a stream that depends on itself")
+            at += 5
+        frame.flags &= ~(PADDED | HAS_PRIORITY)
+        head = content.to_bytes(3, "big") + bytes((HEADERS, frame.flags))
+        frame.raw = b"".join((head, raw[5:HEAD_BYTES], raw[at : at + content]))
 
     def _take_continuation(self, frame: Frame) -> bool:
         self._continuations += 1
@@ -510,6 +510,9 @@ class FrameGate:
                 return self._fail(PROTOCOL_ERROR, "a window that is enlarged by nothing")
             frame.stream_error = (PROTOCOL_ERROR, "a window that is enlarged by nothing")
             frame.raw = b""
+        elif frame.raw[9] & 0x80:  # a reserved bit, which the library would take for a number's
+            raw = frame.raw
+            frame.raw = b"".join((raw[:9], bytes((raw[9] & 0x7F,)), raw[10:]))
         return True
 
     def _take_priority_update(self, frame: Frame) -> bool:
