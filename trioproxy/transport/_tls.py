@@ -22,6 +22,8 @@ from ._byte_stream import SLICE, ByteStream
 
 #: What a TLS record carries at most.
 RECORD = 16384
+#: What is received at once: content of `SLICE`, with what records add to it.
+RECEIVE = SLICE + SLICE // RECORD * 256
 #: Unasked answers of OpenSSL's (to offers to renegotiate) that wait for a write at most, in bytes.
 UNSENT = 65536
 #: Rounds in which bytes without content (tickets, parts of records) are skipped without waiting.
@@ -88,7 +90,7 @@ class TlsStream(ByteStream):
             data = self._take(max_bytes)
             if data is not None:
                 return data
-            self._feed(await self._inner.receive_some(SLICE))
+            self._feed(await self._inner.receive_some(RECEIVE))
 
     def receive_ready(self, max_bytes: int = SLICE) -> bytes | None:
         """Return what is there; see `ByteStream.receive_ready`. A session ticket is nothing."""
@@ -96,7 +98,7 @@ class TlsStream(ByteStream):
             data = self._take(max_bytes)
             if data is not None:
                 return data
-            received = self._inner.receive_ready(SLICE)
+            received = self._inner.receive_ready(RECEIVE)
             if received is None:
                 return None
             self._feed(received)
