@@ -445,6 +445,17 @@ def test_h2_03_resets_that_the_peer_provokes_come_from_the_same_bucket() -> None
     assert gate.feed(EMPTY_DATA) == []
 
 
+def test_h2_21_a_server_that_wants_no_more_of_a_request_is_no_rapid_reset() -> None:
+    gate = opened(server=False, limits=GateLimits(reset_burst=1, control_burst=20))
+    enough = frame(RST_STREAM, number(0), stream=1)
+    assert len(gate.feed(enough * 19)) == 19
+    assert fails(gate, enough).limit == "control_burst"
+    gate = opened(server=False, limits=GateLimits(reset_burst=1))
+    assert len(gate.feed(enough + frame(RST_STREAM, number(7), stream=3))) == 2
+    assert fails(gate, frame(RST_STREAM, number(7), stream=5)).limit == "reset_burst"
+    assert fails(opened(limits=GateLimits(reset_burst=0)), enough).limit == "reset_burst"
+
+
 def test_the_first_failure_stays() -> None:
     gate = opened(limits=GateLimits(reset_burst=0))
     first = fails(gate, frame(DATA))

@@ -78,7 +78,7 @@ class GateLimits:
         provokes (H2-02, H2-03).
       reset_rate: Resets that are added in a second.
       control_burst: PING, SETTINGS, PRIORITY, PRIORITY_UPDATE, GOAWAY, WINDOW_UPDATE and unknown
-        frames that come at once (H2-07).
+        frames that come at once (H2-07); from a server, RST_STREAM without an error too.
       control_rate: Such frames that are added in a second.
       window_credit: WINDOW_UPDATE frames that each DATA frame we sent pays for.
       max_window_credit: How many of them may be saved up.
@@ -472,6 +472,9 @@ class FrameGate:
         return frame.stream_error is not None
 
     def _take_rst_stream(self, frame: Frame) -> bool:
+        if not self._server and frame.raw[HEAD_BYTES:] == bytes(4):
+            # A server that has answered wants no more of the request (H2-21): no fault of its own.
+            return self._charge_control()
         return self.charge_reset()
 
     def _take_settings(self, frame: Frame) -> bool:
