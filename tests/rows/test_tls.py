@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import shutil
 import ssl
+import subprocess
 from typing import Any
 
 import attrs
@@ -15,6 +18,7 @@ import trustme
 from tests._support.wire import WireEnd, wires
 from trioproxy import ErrorType, ProxyError, TlsSettings
 from trioproxy._info import ConnectionInfo
+from trioproxy.transport._byte_stream import SLICE, StreamAdapter
 from trioproxy.transport._tls import TlsStream, tls_client
 from trioproxy.transport._tls_server import TlsAcceptor
 
@@ -529,3 +533,46 @@ async def test_tls_09_half_a_record_is_never_followed_by_another() -> None:
         made.client.close_now()
         with pytest.raises(ProxyError, match="close_notify"):
             await made.server.receive_some()
+
+
+class Telling(StreamAdapter):
+    """Tells when bytes have come."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
+        self.came = trio.Event()
+
+    async def receive_some(self, max_bytes: int = SLICE) -> bytes:
+        data = await super().receive_some(max_bytes)
+        self.came.set()
+        return data
+
+
+@pytest.mark.interop
+@pytest.mark.socket
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
+async def test_tls_05_a_client_that_renegotiates_is_told_no() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2"]
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery, listener:
+            run = functools.partial(trio.run_process, command, check=False)
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            process = await nursery.start(functools.partial(run, stderr=subprocess.STDOUT, **pipes))
+            inner = Telling(await listener.accept())
+            stream, _ = await TlsAcceptor(SETTINGS, BOTH).accept(inner, INFO)
+            inner.came = trio.Event()
+            await process.stdin.send_all(b"R\n")
+            async with trio.open_nursery() as reading:
+                reading.start_soon(stream.receive_some)
+                await inner.came.wait()
+                await trio.testing.wait_all_tasks_blocked()
+                reading.cancel_scope.cancel()
+            assert stream._outgoing.pending  # the answer goes out with the next write
+            await stream.send_parts([b"content"], 5)
+            told = b""
+            async for piece in process.stdout:
+                told += piece
+            stream.close_now()
+    assert b"no renegotiation" in told
