@@ -14,6 +14,7 @@ import trio.testing
 
 from trioproxy import Digest, ErrorSource, ErrorType, HttpPeer, PeerOptions, ProxyError, ServerConf
 from trioproxy.peers import ConnectProxyError, Proxy
+from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.transport._byte_stream import SocketStream, StreamAdapter
 from trioproxy.transport._watched import WatchedStream
@@ -66,7 +67,7 @@ async def _through(
     headers: Any = (),
     host: str = "origin.example",
     **options: Any,
-) -> tuple[H1ClientConnection | ProxyError, Memory]:
+) -> tuple[UpstreamConnection | ProxyError, Memory]:
     """Connect through a scripted proxy; return the connection or the error."""
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
@@ -78,7 +79,7 @@ async def _through(
                 headers=headers,
                 options=PeerOptions(custom_l4=memory, **options),
             )
-            outcome: H1ClientConnection | ProxyError
+            outcome: UpstreamConnection | ProxyError
             try:
                 outcome = await SocketConnector(conf or ServerConf()).connect(peer)
             except ProxyError as exc:
@@ -260,6 +261,7 @@ async def test_a_proxy_over_tcp_or_a_unix_socket_leads_on(tmp_path: Path, unix: 
 
                 nursery.start_soon(accept)
                 connection = await SocketConnector(ServerConf()).connect(peer)
+            assert isinstance(connection, H1ClientConnection)
             await connection.transport.send_parts([b"through"], 1)
         assert isinstance(connection.transport, SocketStream)
         assert accepted[0].recv(7) == b"through"
@@ -323,6 +325,7 @@ async def test_a_traced_socket_is_a_socket_still() -> None:
         with trio.fail_after(10):
             connection = await SocketConnector(ServerConf()).connect(peer)
             accepted, _ = server.accept()
+            assert isinstance(connection, H1ClientConnection)
             stream = connection.transport
             assert isinstance(stream, WatchedStream)
             assert stream.fileno() > 0
