@@ -64,6 +64,7 @@ class FakeConnection(UpstreamConnection):
         self.exchanges: list[FakeStream] = []
         self.most = 0
         self.stale = False
+        self.refuses = False
         self.failure: Exception | None = None
         self.armed: list[float] = []
         self._shared = limit is not None
@@ -98,7 +99,7 @@ class FakeConnection(UpstreamConnection):
 
     def start(self) -> FakeStream:
         assert len(self.exchanges) < self.limit, "over its room"
-        if self.dead:
+        if self.dead or self.refuses:
             raise ProxyError.new_up(ErrorType.ConnectionClosed)
         stream = FakeStream(self)
         self.exchanges.append(stream)

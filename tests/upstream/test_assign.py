@@ -178,3 +178,17 @@ def test_one_that_wants_a_new_connection_takes_another_ones_if_it_is_made_later(
     later = add(group, 3, limit=4, users=1)
     assert choose(group.in_use, group.idle_shared, group.idle, 2) is later
     assert choose(group.in_use, group.idle_shared, group.idle, 3) is None
+
+
+def test_who_may_take_an_older_one_is_not_kept_by_those_who_may_not() -> None:
+    group = make_group()
+    slot = add(group, 1, limit=4, users=1)
+    group.waiters = [Want(1, since=1), Want(2)]
+    result = assign(group, group.waiters, 0, 1)
+    assert result.leases == [(group.waiters[1], slot)]
+
+
+def test_a_promise_takes_room_before_the_exchange_starts() -> None:
+    slot = add(make_group(), 1, limit=4, users=1)
+    slot.promised = 2
+    assert slot.room == 1

@@ -518,6 +518,7 @@ class Model(Connector):
     wished: int
     clock: trio.testing.MockClock
     http_version: tuple[int, int] = (2, 2)
+    refusing: bool = False
     connecting: list[Connecting] = attrs.field(factory=list)
     made: list[tuple[HttpPeer, FakeConnection]] = attrs.field(factory=list)
     asked: list[Asked] = attrs.field(factory=list)
@@ -539,6 +540,7 @@ class Model(Connector):
         if mine.failed:
             raise ProxyError.new_up(ErrorType.ConnectRefused)
         connection = FakeConnection(mine.limit)
+        connection.refuses = self.refusing
         self.made.append((peer, connection))
         return connection
 
@@ -632,9 +634,9 @@ class Model(Connector):
         open_ones = [slot for slot in slots if slot.room > 0]
         for waiter in group.waiters:
             assert not any(slot.number > waiter.since for slot in open_ones)
+        assert group.hoped <= connecting * (self.wished - 1)
         if self.cap is None or count < self.cap:
             # Whoever waits, waits for room in connections being made.
-            assert len(group.waiters) <= connecting * (self.wished - 1)
             assert len(group.waiters) <= group.hoped
             assert all(waiter.ticket > group.lonely for waiter in group.waiters)
 
@@ -921,3 +923,71 @@ async def test_what_is_remembered_of_peers_is_bounded() -> None:
             (await pool.lease(peer)).release()
         assert len(wires.peers) == 1100
         assert len(pool._http1_only) == len(pool._rooms) == 1024
+
+
+async def test_a_cancelled_wait_hands_on_its_right_to_connect() -> None:
+    async with open_model(wished=3, cap=1) as model:
+        await _ask(model, 1)
+        await _step(model, "made", 3)
+        await _ask(model, 2, fresh=True)
+        model.step("cancel", 0, None)  # the first waiter is to run with that,
+        model.step("release", 0, None)  # and gets the place of the old connection before it does
+        await trio.testing.wait_all_tasks_blocked()
+        model.check()
+        assert len(model.connecting) == 1
+
+
+async def test_the_room_that_a_cancelled_waiter_hoped_for_is_there_for_the_next() -> None:
+    async with open_model(wished=3) as model:
+        await _ask(model, 3)
+        model.step("cancel", 2, None)
+        await trio.testing.wait_all_tasks_blocked()
+        await _ask(model, 1)
+        assert len(model.connecting) == 1
+
+
+async def test_room_that_goes_before_a_waiter_has_run_costs_the_connection_nothing() -> None:
+    async with open_model(wished=9, cap=1) as model:
+        await _ask(model, 3)
+        await _step(model, "made", 2)
+        model.step("release", 0, None)
+        model.step("allow", 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert _loads(model) == [1]
+        assert model.pool.statistics().waiting == 1
+        await _step(model, "allow", 2)
+        assert _loads(model) == [2]
+
+
+async def test_a_connection_that_goes_away_says_nothing_of_the_room_of_others() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 2)
+        await _step(model, "made", 100)
+        await _step(model, "go away")
+        await _step(model, "allow", 100)
+        await _ask(model, 50)
+        assert len(model.connecting) == 1
+
+
+async def test_a_connection_that_crashes_without_a_word_is_not_idle_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_model(wished=2) as model:
+        await _ask(model, 1)
+        await _step(model, "made", 2)
+        await _step(model, "release")
+        connection = model.made[0][1]
+        connection.on_idle_end = lambda _: None
+        await _step(model, "crash")
+        assert model.pool.statistics().closed_idle == 1
+    (record,) = caplog.records
+    assert "failed" in record.getMessage()
+
+
+async def test_a_connection_that_starts_no_exchange_is_closed() -> None:
+    async with open_model(wished=2) as model:
+        await _ask(model, 2)
+        model.refusing = True
+        await _step(model, "made", 2)
+        assert _dead(model) == [True]
+        assert len(model.connecting) == 1
