@@ -316,11 +316,12 @@ def server_name(value: object, what: str) -> str:
     """
     if isinstance(value, str):
         name = value.partition("%")[0] if ":" in value else value.removesuffix(".")
+        if len(name) < 254 and _DNS_NAME.fullmatch(name):
+            return name  # an IPv4 address, too
         try:
-            ipaddress.ip_address(name)
+            ipaddress.IPv6Address(name)
         except ValueError:
-            if len(name) < 254 and _DNS_NAME.fullmatch(name):
-                return name
+            pass
         else:
             return name
     raise ValueError(f"{what}={value!r}: a host name (ASCII) or an IP address is right")
