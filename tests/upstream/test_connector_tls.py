@@ -25,11 +25,12 @@ from trioproxy import (
     RequestHeader,
     ServerConf,
 )
+from trioproxy._info import ConnectionInfo
 from trioproxy._messages import END
 from trioproxy.peers import TlsInfo
 from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._h1_client import H1ClientConnection
-from trioproxy.upstream._connector import SocketConnector
+from trioproxy.upstream._connector import SocketConnector, speaks_http2
 
 CA = trustme.CA()
 CONTEXT = server_context(CA.issue_cert("site.test"), alpn=["http/1.1"])
@@ -129,6 +130,41 @@ async def test_the_digest_tells_what_was_agreed_on(
     assert digest.established == pytest.approx(0.5)
     assert connection.info.secure
     assert len(memory.ours) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "alpn", "expected"),
+    [
+        ((1, 1), None, False),
+        ((2, 1), None, False),  # without TLS nothing is agreed on
+        ((2, 2), None, True),  # prior knowledge
+        ((1, 1), "http/1.1", False),
+        ((2, 1), "http/1.1", False),
+        ((2, 1), "", False),
+        ((2, 1), "h2", True),
+        ((2, 2), "h2", True),
+    ],
+)
+async def test_the_version_is_what_was_agreed_on_or_known_before(
+    version: tuple[int, int], alpn: str | None, expected: bool
+) -> None:
+    options = PeerOptions(http_version=version)
+    if alpn is None:
+        assert (
+            speaks_http2(HttpPeer("a", 80, options=options), ConnectionInfo(None, "a")) is expected
+        )
+        return
+    context = server_context(CA.issue_cert("site.test"), alpn=[alpn] if alpn else [])
+    seen: list[TlsInfo] = []
+    outcome, memory = await attempt(
+        shakes_hands(context),
+        http_version=version,
+        upstream_tls_handshake_complete_hook=seen.append,
+    )
+    info = ConnectionInfo(None, "a", tls=seen[0])
+    assert speaks_http2(site(memory, http_version=version), info) is expected
+    if not expected:
+        assert isinstance(outcome, H1ClientConnection)
 
 
 # -- what goes wrong -------------------------------------------------------------------------------
