@@ -141,6 +141,7 @@ async def test_reading_goes_on_behind_the_end_of_the_output(pair: Pair) -> None:
     await pair.client.send_parts([b"question"], 5)
     await pair.client.send_eof()
     await pair.client.send_eof()  # again: nothing
+    assert pair.server_wire.ended
     assert await read_all(pair.server) == b"question"
     await pair.server.send_parts([BODY], 5)
     await pair.server.send_eof()

@@ -253,6 +253,8 @@ class TlsStream(ByteStream):
         # As with a socket, an end that nobody hears is no error; no peer lets this wait for long.
         with contextlib.suppress(ProxyError):
             await self._flush(ALERT_TIMEOUT)
+            # For peers that look at the connection alone.
+            await self._inner.send_eof()
 
     def _shut_down(self) -> None:
         self._eof_sent = True
