@@ -405,6 +405,22 @@ async def test_tls_04_without_http_1_a_client_of_nothing_common_is_refused(
     assert "no common protocol" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("spoken", "allowed"), [(("h2",), []), (("h2",), ["http/1.1"]), (("http/1.1",), ["h2"])]
+)
+async def test_tls_04_a_context_of_the_user_s_adds_no_protocol(
+    spoken: tuple[str, ...], allowed: list[str]
+) -> None:
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    OPEN.configure_cert(own)
+    if allowed:
+        own.set_alpn_protocols(allowed)
+    acceptor = TlsAcceptor(TlsSettings(OPEN, choose=lambda _name: own), spoken)
+    _, accepted = await handshake(acceptor, "open.example", client(alpn=list(BOTH)))
+    assert accepted.error is not None
+    assert "not spoken here" in str(accepted.error)
+
+
 # -- TLS-05 --------------------------------------------------------------------------------------
 
 

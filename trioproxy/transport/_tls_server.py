@@ -117,6 +117,12 @@ class TlsAcceptor:
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeTimedout, f"no TLS handshake within {timeout:g} s"
             )
+        if (stream.alpn or "http/1.1") not in self._alpn:  # a context of the user's own allows it
+            stream.close_now()
+            raise ProxyError.explain(
+                ErrorType.TLSHandshakeFailure,
+                f"{stream.alpn or 'no protocol'} was agreed on by ALPN, and is not spoken here",
+            )
         stream.tls = attrs.evolve(stream.tls, handshake_time=trio.current_time() - started)
         serves = self._serves(entry, hello.server_name)
         return stream, attrs.evolve(info, secure=True, tls=stream.tls, serves=serves)
