@@ -109,9 +109,7 @@ class Pairing:
         return f"{self.down}-to-{self.up}"
 
 
-#: The sides that are served already.
-DOWN, UP = (H1,), (H1, H1_TLS)
-PAIRINGS = [Pairing(down, up) for down in DOWN for up in UP]
+PAIRINGS = [Pairing(down, up) for down in LEGS for up in LEGS]
 
 
 @functools.cache

@@ -80,6 +80,7 @@ def cuts(*pieces: bytes) -> Handler:
         for piece in pieces:
             await exchange.send_data(piece)
             await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()  # closing with something unread would be a reset
         exchange.close()
 
     return handler
