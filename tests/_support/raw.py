@@ -33,6 +33,7 @@ from trioproxy._info import ConnectionInfo
 from trioproxy.codec._h1 import HeadLimits, ResponseReader
 from trioproxy.codec._h1_codec import http1_codec
 from trioproxy.server._serve import _Server
+from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.transport._byte_stream import StreamAdapter
 from trioproxy.upstream._connector import Connector
@@ -345,7 +346,7 @@ class MemoryConnector(Connector):
         self._script = script
         self.origins: list[Origin] = []
 
-    async def connect(self, peer: HttpPeer) -> H1ClientConnection:
+    async def connect(self, peer: HttpPeer) -> UpstreamConnection:
         await trio.lowlevel.checkpoint()
         ours, theirs = trio.testing.memory_stream_pair()
         origin = Origin(theirs)
@@ -463,7 +464,8 @@ async def raw_exchange(
 
             async def serve() -> None:
                 info = ConnectionInfo("127.0.0.1:80", "127.0.0.1:5000", start)
-                await server.connection(server.admit(StreamAdapter(accepted), info))
+                front = server.front(None, conf.http, conf.h2c)
+                await server.connection(server.admit(StreamAdapter(accepted), info, front))
                 ended.set()
 
             async def read() -> None:

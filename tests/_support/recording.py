@@ -35,6 +35,7 @@ from trioproxy.codec._h1 import HeadLimits, RequestReader, ResponseReader
 from trioproxy.proxy._bound import Filters
 from trioproxy.proxy._engine import Engine, Services
 from trioproxy.proxy._record import ExchangeRecord
+from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
 from trioproxy.transport._byte_stream import StreamAdapter
@@ -521,7 +522,7 @@ class MemoryConnector(Connector):
     limits: HeadLimits = attrs.field(factory=HeadLimits)
     asked: list[str] = attrs.field(factory=list)
 
-    async def connect(self, peer: HttpPeer) -> H1ClientConnection:
+    async def connect(self, peer: HttpPeer) -> UpstreamConnection:
         await trio.lowlevel.checkpoint()
         outcome = self.origins[peer.name]
         number = self.asked.count(peer.name)

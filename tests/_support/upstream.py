@@ -119,10 +119,9 @@ class FakeConnection(UpstreamConnection):
             self._wake.set()
 
     def go_away(self) -> None:
-        """Take no new exchanges; end where there are none."""
+        """Take no new exchanges."""
         self._going = True
-        if not self.exchanges:
-            self.close()
+        self.on_room(self)
 
     def allow(self, limit: int) -> None:
         """Carry more at once, or less."""

@@ -595,9 +595,10 @@ class Model(Connector):
             if name == "allow":
                 assert value is not None
                 if connection.shared:
-                    connection.allow(max(value, 1))
+                    connection.allow(value)
             elif name == "go away":
-                connection.go_away()
+                if connection.shared:
+                    connection.go_away()
             elif name == "stale":
                 connection.stale = True
             else:
@@ -842,6 +843,17 @@ async def test_h2_22_a_connection_that_goes_away_gets_no_more_and_ends_with_its_
         assert model.pool.statistics().closed_idle == 0
 
 
+async def test_h2_22_an_idle_connection_that_goes_away_is_closed() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 1)
+        await _step(model, "made", 100)
+        await _step(model, "release")
+        assert _dead(model) == [False]
+        await _step(model, "go away")
+        assert _dead(model) == [True]
+        assert model.pool.statistics().closed_idle == 1
+
+
 async def test_a_shared_connection_without_exchanges_is_idle_and_used_again() -> None:
     async with open_model(wished=100) as model:
         await _ask(model, 2)
@@ -964,7 +976,6 @@ async def test_a_connection_that_goes_away_says_nothing_of_the_room_of_others() 
         await _ask(model, 2)
         await _step(model, "made", 100)
         await _step(model, "go away")
-        await _step(model, "allow", 100)
         await _ask(model, 50)
         assert len(model.connecting) == 1
 

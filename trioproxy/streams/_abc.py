@@ -179,8 +179,8 @@ class UpstreamConnection(ABC):
     spoke_out_of_turn: bool
     #: Called when the connection ended while it carried no exchange.
     on_idle_end: Callable[[UpstreamConnection], None]
-    #: Called when `room` grew other than by a release: the origin allows more, say. It may also be
-    #: called during a release, and when nothing changed.
+    #: Called when `room` changed other than by a start or a release: the origin allows more or less,
+    #: or said goodbye. It may also be called during a release, and when nothing changed.
     on_room: Callable[[UpstreamConnection], None]
 
     @property

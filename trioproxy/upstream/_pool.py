@@ -295,7 +295,7 @@ class Pool:
         self._open += 1
         slot = Slot(connection, group, self._made)
         connection.on_idle_end = partial(self._ended, slot)
-        connection.on_room = partial(self._grew, slot)
+        connection.on_room = partial(self._room_changed, slot)
         timeout = peer.options.idle_timeout
         connection.idle_timeout = self._idle_timeout if timeout is None else timeout
         self._nursery.start_soon(self._read, slot)
@@ -332,12 +332,14 @@ class Pool:
             else:
                 self._rooms.pop(group.key, None)
 
-    def _grew(self, slot: _Slot, _connection: UpstreamConnection) -> None:
-        """Take it that a connection may carry more."""
-        if slot.connection.room > 0:
+    def _room_changed(self, slot: _Slot, connection: UpstreamConnection) -> None:
+        """Take it that a connection may carry more, or less."""
+        if connection.room > 0:
             self._learn(slot)
-        if slot.group.waiters:
-            self._assign(slot.group)
+            if slot.group.waiters:
+                self._assign(slot.group)
+        elif slot in self._ages:  # told to go away: of no more use
+            self._displace(slot)
 
     def _assign(
         self, group: _Group, waiters: list[_Waiter] | None = None, hope: int | None = None
