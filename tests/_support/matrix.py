@@ -37,6 +37,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -59,7 +60,7 @@ from tests._support.h2_wire import (
     as_fields,
 )
 from tests._support.recording import ORIGIN, CutError, Message, Recorder, Wire
-from tests._support.tls_wire import TlsWire, server_context
+from tests._support.tls_wire import TlsWire, client_context, server_context
 from trioproxy import ErrorType, HttpPeer, ProxyError, ProxyHttp, ServerConf, TlsSettings
 from trioproxy.proxy._record import ExchangeRecord
 from trioproxy.server._serve import Running
@@ -122,6 +123,18 @@ def authority() -> trustme.CA:
 def certificate(name: str) -> trustme.LeafCert:
     """Return a certificate for a name."""
     return authority().issue_cert(name)
+
+
+@functools.cache
+def origin_context(name: str, leg: Leg) -> ssl.SSLContext:
+    """Return what an origin offers over TLS."""
+    return server_context(certificate(name), alpn=leg.alpn)
+
+
+@functools.cache
+def visitor_context(leg: Leg) -> ssl.SSLContext:
+    """Return what a client offers over TLS."""
+    return client_context(authority(), alpn=leg.alpn)
 
 
 # -- streams -------------------------------------------------------------------------------------
@@ -654,8 +667,7 @@ class _Network:
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 if self.leg.tls:
-                    context = server_context(certificate(name), alpn=self.leg.alpn)
-                    tls = TlsWire.wrap(stream, context, server_side=True)
+                    tls = TlsWire.wrap(stream, origin_context(name, self.leg), server_side=True)
                     await tls.handshake()
                     assert tls.alpn == self.leg.alpn[0] or not self.leg.h2, tls.alpn
                     stream = tls.stapled
@@ -720,7 +732,7 @@ class Matrix:
         stream = stapled(self.acceptor.connect(self.link))
         if not leg.tls:
             return stream, None
-        tls = TlsWire.client(stream, SITE, authority(), alpn=leg.alpn)
+        tls = TlsWire.wrap(stream, visitor_context(leg), server_name=SITE)
         await tls.handshake()
         assert tls.alpn == leg.alpn[0] or not leg.h2, tls.alpn
         return tls.stapled, tls
