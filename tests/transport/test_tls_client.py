@@ -346,6 +346,17 @@ def test_a_locked_key_opens_with_its_password_and_never_asks_for_one(tmp_path: P
             client_context(https(client_cert_key=CertKey(file, password=password)))
 
 
+def test_openssl_is_never_left_to_ask_at_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def load(_context: ssl.SSLContext, _chain: str, _key: str | None, password: object) -> None:
+        given.append(password)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
+    client_context(https(client_cert_key=CertKey("/a")))
+    assert given == [""]
+
+
 class Broken:
     def configure_trust(self, _context: ssl.SSLContext) -> None:
         raise RuntimeError("my own mistake")

@@ -111,10 +111,15 @@ async def failed(outcome: object, memory: Memory, etype: ErrorType) -> str:
     assert outcome.etype == etype
     assert outcome.esource is ErrorSource.UPSTREAM
     assert outcome.will_retry() is False
-    (ours,) = memory.ours
-    with pytest.raises(trio.ClosedResourceError):
-        await ours.receive_some()
+    assert len(memory.ours) == 1
+    await closed(memory)
     return str(outcome)
+
+
+async def closed(memory: Memory) -> None:
+    """Hold a connection to having been closed on our side."""
+    with trio.fail_after(1), pytest.raises(trio.ClosedResourceError):
+        await memory.ours[0].receive_some()
 
 
 async def test_the_digest_tells_what_was_agreed_on(
@@ -244,8 +249,7 @@ async def test_an_option_that_cannot_be_followed_is_our_error_and_closes_the_con
     assert isinstance(outcome, ProxyError)
     assert outcome.etype == ErrorType.InternalError
     assert outcome.esource is ErrorSource.INTERNAL
-    with pytest.raises(trio.ClosedResourceError):
-        await memory.ours[0].receive_some()
+    await closed(memory)
 
 
 async def test_a_cancelled_handshake_closes_its_connection(
@@ -256,8 +260,7 @@ async def test_a_cancelled_handshake_closes_its_connection(
         with trio.move_on_after(1) as scope:
             await SocketConnector(ServerConf()).connect(site(memory))
         assert scope.cancelled_caught
-        with pytest.raises(trio.ClosedResourceError):
-            await memory.ours[0].receive_some()
+        await closed(memory)
         nursery.cancel_scope.cancel()
 
 
@@ -290,8 +293,7 @@ async def test_a_hook_that_fails_is_our_error_and_told(caplog: pytest.LogCapture
     outcome, memory = await attempt(shakes_hands(), upstream_tls_handshake_complete_hook=fails)
     assert isinstance(outcome, ProxyError)
     assert (outcome.etype, outcome.esource) == (ErrorType.InternalError, ErrorSource.INTERNAL)
-    with pytest.raises(trio.ClosedResourceError):
-        await memory.ours[0].receive_some()
+    await closed(memory)
     (record,) = caplog.records
     assert record.exc_info is not None
     assert "upstream_tls_handshake_complete_hook of https://site.test failed" in record.message
