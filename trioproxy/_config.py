@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from ._tls_settings import TlsSettings
+
 
 def _seconds(_instance: object, attribute: attrs.Attribute[float], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
@@ -83,6 +85,23 @@ def _flag(_instance: object, attribute: attrs.Attribute[bool], value: object) ->
         raise ValueError(f"{attribute.name}={value!r}: True or False is right")
 
 
+def _tls(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, TlsSettings):
+        raise ValueError(f"{attribute.name}={value!r}: a TlsSettings is right, or None")
+
+
+def _window(_instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    # Below the size that holds before any SETTINGS, a client could have sent more already.
+    if type(value) is not int or not 65535 <= value < 1 << 31:
+        raise ValueError(f"{attribute.name}={value!r}: 65535 to {(1 << 31) - 1} bytes are right")
+
+
+def check_versions(http: str, h2c: bool) -> None:
+    """Refuse versions of HTTP that exclude each other."""
+    if h2c and http == "1":
+        raise ValueError("h2c=True: it is HTTP/2, which http='1' keeps out; 'auto' is right")
+
+
 @attrs.frozen(kw_only=True)
 class ServerConf:
     """Timeouts (seconds, `math.inf` for none), limits (bytes, counts) and habits of a server.
@@ -122,6 +141,14 @@ class ServerConf:
       pool_size: Idle upstream connections kept.
       grace: How long a graceful stop waits.
       http1_codec: ``"auto"`` or ``"h11"``.
+      tls: What is served over TLS, and how; None serves clear text.
+      http: The versions offered to clients: ``"1"``, ``"2"`` or ``"auto"``. Over TLS ALPN decides;
+        in clear text ``"2"`` means prior knowledge only, and ``"auto"`` is HTTP/1 (see ``h2c``).
+      h2c: Take HTTP/2 with prior knowledge beside HTTP/1 in clear text.
+      h2_max_streams: Streams that a client may have open on an HTTP/2 connection.
+      h2_request_limit: Streams that such a connection may carry in all.
+      h2_stream_window: Bytes that a client may send on a stream before they are taken.
+      h2_connection_window: Bytes that it may send on all streams of a connection together.
       access_log: ``"off"``, ``"common"`` or ``"json"``.
       log_level: For the log that `run` sets up.
       server_name: The Server field of the answers made here.
@@ -160,12 +187,22 @@ class ServerConf:
     pool_wait_timeout: float = attrs.field(default=5.0, validator=_seconds)
     pool_size: int = attrs.field(default=128, validator=_count(0))
     grace: float = attrs.field(default=30.0, validator=_not_negative)
+    tls: TlsSettings | None = attrs.field(default=None, validator=_tls)
+    http: str = attrs.field(default="auto", validator=_one_of("auto", "1", "2"))
+    h2c: bool = attrs.field(default=False, validator=_flag)
+    h2_max_streams: int = attrs.field(default=100, validator=_count(1))
+    h2_request_limit: int = attrs.field(default=100_000, validator=_count(1))
+    h2_stream_window: int = attrs.field(default=65535, validator=_window)
+    h2_connection_window: int = attrs.field(default=1 << 20, validator=_window)
     http1_codec: str = attrs.field(default="auto", validator=_one_of("auto", "h11"))
     access_log: str = attrs.field(default="off", validator=_one_of("off", "common", "json"))
     log_level: str = attrs.field(default="info", validator=_level)
     server_name: str = attrs.field(default="trioproxy", validator=_token)
     refuse_underscores: bool = attrs.field(default=False, validator=_flag)
     allow_trace: bool = attrs.field(default=False, validator=_flag)
+
+    def __attrs_post_init__(self) -> None:
+        check_versions(self.http, self.h2c)
 
 
 @attrs.frozen
@@ -174,12 +211,24 @@ class Listener:
 
     Attributes:
       address: As it was given.
+      tls: What is served over TLS there; None takes ``ServerConf.tls``.
+      http: The versions offered there, as ``ServerConf.http``; None takes that.
+      h2c: As ``ServerConf.h2c``; None takes that.
       host: The host name or IP address, None for a unix socket.
       port: The TCP port, 0 to have one picked.
       path: The path of a unix socket, or None.
     """
 
     address: str
+    tls: TlsSettings | None = attrs.field(default=None, kw_only=True, validator=_tls)
+    http: str | None = attrs.field(
+        default=None,
+        kw_only=True,
+        validator=attrs.validators.optional(_one_of("auto", "1", "2")),
+    )
+    h2c: bool | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(_flag)
+    )
     host: str | None = attrs.field(init=False, default=None)
     port: int = attrs.field(init=False, default=0)
     path: str | None = attrs.field(init=False, default=None)

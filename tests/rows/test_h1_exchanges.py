@@ -222,7 +222,10 @@ async def test_h1_21_waiting_requests_are_bounded(autojump_clock: MockClock) -> 
             client, accepted = trio.testing.memory_stream_pair()
             server = _Server(Recorder(), conf, Pool(MemoryConnector(conf, nursery, held), nursery))
             info = ConnectionInfo(None, None)
-            nursery.start_soon(server.connection, server.admit(StreamAdapter(accepted), info))
+            front = server.front(None, "auto", h2c=False)
+            nursery.start_soon(
+                server.connection, server.admit(StreamAdapter(accepted), info, front)
+            )
             await client.send_all(request)
             for _ in range(8):
                 await client.send_all(b"y" * 65536)

@@ -112,6 +112,11 @@ class Engine:
                 await self._shed(session)
                 over = True
                 return
+            serves = stream.info.serves
+            if serves is not None and not serves(request.authority):
+                await self._misdirected(session)
+                over = True
+                return
             try:
                 session._phase = "new_ctx"
                 ctx = self._filters.new_ctx()
@@ -152,6 +157,8 @@ class Engine:
                 services.count_error(session.error)
             if services.on_record is not None:
                 services.on_record(self._record(session))
+            if session.error is not None:
+                stream.blame = session.error.esource
             await stream.aclose()
 
     async def _out_of_time(self, session: Session, ctx: Any) -> None:
@@ -250,7 +257,8 @@ class Engine:
                 or not error.will_retry()
             ):
                 return error
-            fresh = session._upstream is not None and session._upstream.reused
+            # A stale connection, or one that refused this request, is not to be tried again.
+            fresh = session._upstream is not None
             self._services.retries += 1
             self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
         return error
@@ -272,7 +280,8 @@ class Engine:
             return error
         session._peer_name = peer.name
         try:
-            lease = await self._services.pool.lease(peer, fresh=fresh)
+            offers = session.req_header().offers is not None
+            lease = await self._services.pool.lease(peer, fresh=fresh, http1=offers)
         except Exception as exc:  # a connector of the user's own may raise anything
             error = as_proxy_error(exc, session, "connecting")
             return self._connect_failed(session, ctx, peer, error)
@@ -287,6 +296,8 @@ class Engine:
             return None
         finally:
             lease.release()
+        if error.root_etype() == ErrorType.H2Downgrade:
+            self._services.pool.remember_http1(peer)
         error = self._error_while_proxy(session, ctx, peer, upstream, error)
         session._held = None
         return error
@@ -315,7 +326,7 @@ class Engine:
             )
         request = to_upstream(session.req_header())
         if request.version == "HTTP/1.0" and b"host" not in request.headers:
-            # What goes on is HTTP/1.1, which needs one (RFC 9112 section 3.2).
+            # What goes on needs one (RFC 9112 section 3.2).
             request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
@@ -426,6 +437,16 @@ class Engine:
         head.headers.add("Retry-After", "1")
         try:
             await session.write_error_response(head, body)
+        except ProxyError:
+            session.downstream_session.keepalive = None
+
+    async def _misdirected(self, session: Session) -> None:
+        """Refuse what belongs to another name than TLS was opened for (row TLS-02)."""
+        body = b"421 Misdirected Request: this connection was opened for another name\n"
+        head = canned_head(self._conf.server_name, 421, body)
+        try:
+            await session.write_response_header(head)
+            await session.write_response_body(body, True)
         except ProxyError:
             session.downstream_session.keepalive = None
 

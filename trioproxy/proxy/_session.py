@@ -183,8 +183,11 @@ class Session:
         return self._body.truncated
 
     def is_upgrade_req(self) -> bool:
-        """Tell whether the request is HTTP/1.1 and has an Upgrade field."""
-        return self._request.version == "HTTP/1.1" and b"upgrade" in self._request.headers
+        """Tell whether the request asks to switch protocols.
+
+        It is HTTP/1.1 with an Upgrade field, or an extended CONNECT of HTTP/2 (RFC 8441).
+        """
+        return self._request.version != "HTTP/1.0" and b"upgrade" in self._request.headers
 
     def was_upgraded(self) -> bool:
         """Tell whether the exchange became a tunnel: a 101 was sent."""

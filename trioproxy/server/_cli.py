@@ -20,8 +20,10 @@ import attrs
 
 from .._config import Listener, ServerConf
 from .._peer import HttpPeer
+from .._tls_settings import TlsSettings
 from .._version import __version__
 from ..proxy._filters import ProxyHttp
+from ..transport._tls_server import TlsAcceptor
 from ._reverse import Reverse, upstreams
 from ._run import run
 
@@ -178,6 +180,34 @@ def _options() -> _Parser:
         "(default 127.0.0.1:8080)",
     )
     parser.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="serve TLS on every bind with this certificate chain, in PEM; SIGHUP reads it again",
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="the certificate's private key, in PEM")
+    parser.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="the same with a throw-away certificate for localhost and 127.0.0.1",
+    )
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="require client certificates, and verify them by these authorities, in PEM",
+    )
+    parser.add_argument(
+        "--http",
+        choices=("1", "2", "auto"),
+        default=default.http,
+        help="HTTP versions offered to clients; 2 on a cleartext bind means prior knowledge only "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--h2c",
+        action="store_true",
+        help="also accept HTTP/2 with prior knowledge on cleartext binds",
+    )
+    parser.add_argument(
         "--http1-codec",
         choices=("auto", "h11"),
         default=default.http1_codec,
@@ -310,6 +340,39 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, _Parser
     return options, command
 
 
+def tls_settings(options: argparse.Namespace) -> TlsSettings | None:
+    """Return what the options say of TLS, tried out; None where they say nothing.
+
+    Raises:
+      argparse.ArgumentTypeError: they do not go together, or a file cannot be used.
+    """
+    cert, key, own = options.tls_cert, options.tls_key, options.tls_self_signed
+    if cert is None and not own:
+        for name in ("tls_key", "tls_client_ca"):
+            if (value := getattr(options, name)) is not None:
+                raise argparse.ArgumentTypeError(
+                    f"argument --{name.replace('_', '-')}: {value!r} needs a certificate: "
+                    "--tls-cert FILE or --tls-self-signed is right beside it"
+                )
+        return None
+    if own and (cert is not None or key is not None):
+        raise argparse.ArgumentTypeError(
+            f"argument --tls-self-signed: it takes the place of --tls-cert {cert or key!r}; "
+            "one of them is right"
+        )
+    option = "--tls-self-signed" if own else "--tls-cert"
+    try:
+        settings = TlsSettings.self_signed() if own else TlsSettings(cert, key)
+        TlsAcceptor(settings, ["h2", "http/1.1"])
+        if options.tls_client_ca is not None:
+            option = "--tls-client-ca"
+            settings = attrs.evolve(settings, client_ca=options.tls_client_ca)
+            TlsAcceptor(settings, ["h2", "http/1.1"])
+    except (ValueError, ImportError) as exc:
+        raise argparse.ArgumentTypeError(f"argument {option}: {exc}") from None
+    return settings
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line.
 
@@ -319,7 +382,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     options, command = _parse(arguments)
     names = {field.name for field in attrs.fields(ServerConf)}
-    conf = ServerConf(**{name: value for name, value in vars(options).items() if name in names})
+    values = {name: value for name, value in vars(options).items() if name in names}
+    try:
+        values["tls"] = tls_settings(options)
+    except argparse.ArgumentTypeError as exc:
+        command.error(str(exc))
+    try:
+        conf = ServerConf(**values)
+    except ValueError:
+        command.error(
+            "argument --h2c: it is HTTP/2, which --http 1 keeps out; --http auto is right"
+        )
     if options.command == "reverse":
         try:
             peers = upstreams(

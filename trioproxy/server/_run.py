@@ -21,6 +21,8 @@ from ._serve import Running, serve
 log = logging.getLogger("trioproxy")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Reads the certificates again; Windows has no such signal.
+RELOAD_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 
 def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None = None) -> None:
@@ -28,7 +30,7 @@ def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None =
 
     The log goes to standard error, and so does ``listening on URL`` for each listener when it
     accepts connections. The first signal stops gracefully within ``conf.grace``, a second one at
-    once.
+    once. SIGHUP reads the certificates again.
 
     Args:
       proxy: The proxy object.
@@ -39,7 +41,7 @@ def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None =
       SystemExit: 1, a listener cannot be bound (one line says which and why), or a second signal
         came. A graceful stop returns.
       TypeError: ``proxy`` is not a `ProxyHttp` object.
-      ValueError: a bind cannot be understood.
+      ValueError: a bind cannot be understood, or TLS settings cannot be used.
     """
     conf = ServerConf() if conf is None else conf
     set_up_logging(conf)
@@ -81,6 +83,10 @@ async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: 
         draining = False
         async for number in signals:
             name = signal.Signals(number).name
+            if number in RELOAD_SIGNALS:
+                if running.reload():
+                    log.info("%s: the certificates were read again", name)
+                continue
             if draining:
                 log.warning("%s again: stopping at once", name)
                 code = 1
@@ -96,7 +102,7 @@ async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: 
 
     try:
         # Received from here on: a signal that comes while the listeners open counts as well.
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        with trio.open_signal_receiver(*STOP_SIGNALS, *RELOAD_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
                 running = await nursery.start(
                     lambda task_status: serve(proxy, *binds, conf=conf, task_status=task_status)

@@ -5,7 +5,8 @@
     serve's nursery
     |- pool nursery          one reader per upstream connection
     `- connection nursery    one accept loop per listening socket
-       `- connection         its reader, and its exchanges one after another
+       `- connection         TLS first; then HTTP/1: its reader, and its exchanges one after
+                             another; or HTTP/2: its reader, its writer, a task per exchange
 
 Stopping walks the tree from the outside in: stop accepting, close what is idle, say
 ``Connection: close`` on the rest, wait within grace, cancel.
@@ -21,18 +22,22 @@ import attrs
 import trio
 
 from .._clock import wall_time
-from .._config import Listener, ServerConf
+from .._config import Listener, ServerConf, check_versions
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from ..codec._h1 import HeadLimits, RequestReader
 from ..codec._h1_codec import http1_codec
+from ..codec._h2 import H2Codec, H2Options
 from ..proxy._bound import Filters
 from ..proxy._engine import Engine, Services
 from ..proxy._filters import ProxyHttp
 from ..proxy._record import ExchangeRecord
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions
+from ..streams._h2_server import H2ServerConnection, H2ServerOptions
+from ..streams._serve import Front, ServerConnection
 from ..transport._byte_stream import ByteStream
 from ..transport._listen import Acceptor, open_listeners
+from ..transport._tls_server import TlsAcceptor
 from ..upstream._connector import Connector, SocketConnector
 from ..upstream._pool import Pool, PoolStatistics
 from ._access_log import AccessLog
@@ -101,6 +106,15 @@ class Running:
         """Return every counter as one frozen value."""
         return self._server.statistics()
 
+    def reload(self) -> bool:
+        """Read the certificates of every listener again, for connections to come.
+
+        Those that are open go on as they are. Returns whether all could be read; the log says what
+        could not, and what was there before stays in force.
+        """
+        done = [tls.reload() for tls in self._server.tls]  # each of them, whatever the others say
+        return all(done)
+
     async def drain(self, timeout: float | None = None) -> None:
         """Stop gracefully; return when the last session has ended.
 
@@ -145,10 +159,32 @@ class _Server:
             request_limit=conf.keepalive_request_limit,
             server_name=conf.server_name.encode("ascii"),
         )
-        self.listening: list[Acceptor] = []
+        self.h2_options = H2ServerOptions(
+            idle_timeout=conf.idle_timeout,
+            body_timeout=conf.body_timeout,
+            min_receive_rate=conf.min_receive_rate,
+            write_timeout=conf.write_timeout,
+            drain_timeout=conf.drain_timeout,
+            max_streams=conf.h2_max_streams,
+            request_limit=min(
+                conf.h2_request_limit, conf.keepalive_request_limit or conf.h2_request_limit
+            ),
+            max_body_bytes=conf.max_body_bytes,
+            server_name=conf.server_name.encode("ascii"),
+        )
+        self.codec_options = H2Options(
+            stream_window=conf.h2_stream_window,
+            connection_window=conf.h2_connection_window,
+            max_streams=conf.h2_max_streams,
+            head_limits=self.limits,
+        )
+        self.secure_codec_options = attrs.evolve(self.codec_options, scheme="https")
+        #: What is spoken on each listener.
+        self.listening: list[tuple[Acceptor, Front]] = []
+        self.tls: list[TlsAcceptor] = []
         self.accepting = trio.CancelScope()
         self.serving = trio.CancelScope()
-        self.connections: set[H1ServerConnection] = set()
+        self.connections: set[ServerConnection] = set()
         self.connections_total = 0
         self.refused: Counter[int] = Counter()
         self.limits_hit: Counter[str] = Counter()
@@ -179,7 +215,7 @@ class _Server:
 
     # -- accepting -------------------------------------------------------------------------------
 
-    async def accept(self, listening: Acceptor, nursery: trio.Nursery) -> None:
+    async def accept(self, listening: Acceptor, front: Front, nursery: trio.Nursery) -> None:
         """Accept for ever; want of descriptors backs off, nothing else gets in the way (R-06)."""
         logged = -ACCEPT_LOG_INTERVAL
         most = self.most
@@ -206,38 +242,71 @@ class _Server:
                 failures = min(failures + 1, 10)
                 continue
             failures = 0
-            nursery.start_soon(self.connection, self.admit(transport, info))
+            nursery.start_soon(self.connection, self.admit(transport, info, front))
             for _ in range(ACCEPT_BURST):
                 # A round of the scheduler serves every busy connection once: with one new
                 # connection a round, the last of a hundred would wait for a hundred rounds.
                 more = listening.accept_ready() if len(self.connections) < most else None
                 if more is None:
                     break
-                nursery.start_soon(self.connection, self.admit(*more))
+                nursery.start_soon(self.connection, self.admit(*more, front))
             # The new connections get their turn before the next ones are accepted.
             await trio.lowlevel.checkpoint()
 
-    def admit(self, transport: ByteStream, info: ConnectionInfo) -> H1ServerConnection:
-        """Count a new connection at once, so that no accept loop goes beyond the limit."""
+    def front(self, tls: TlsAcceptor | None, http: str, h2c: bool) -> Front:
+        """Return what a listener speaks."""
+        if tls is not None:
+            self.tls.append(tls)
+        return Front(
+            self.open_h1,
+            self.open_h2,
+            tls,
+            http1=http != "2",
+            http2=http == "2" or h2c or (tls is not None and http != "1"),
+            first_timeout=self.conf.header_timeout,
+        )
+
+    def open_h1(
+        self, transport: ByteStream, info: ConnectionInfo, received: bytes
+    ) -> H1ServerConnection:
+        """Speak HTTP/1 on an accepted transport."""
         reader = RequestReader(
-            self.limits, max_body_bytes=self.conf.max_body_bytes, codec=self.codec
+            self.limits,
+            scheme="https" if info.secure else "http",
+            max_body_bytes=self.conf.max_body_bytes,
+            codec=self.codec,
         )
-        connection = H1ServerConnection(
-            transport, info, reader, self.options, self.on_refused, self.on_limit
+        return H1ServerConnection(
+            transport, info, reader, self.options, self.on_refused, self.on_limit, received
         )
+
+    def open_h2(
+        self, transport: ByteStream, info: ConnectionInfo, received: bytes
+    ) -> H2ServerConnection:
+        """Speak HTTP/2 on an accepted transport."""
+        options = self.secure_codec_options if info.secure else self.codec_options
+        codec = H2Codec(server=True, options=options, now=trio.current_time)
+        return H2ServerConnection(
+            transport, info, codec, self.h2_options, self.on_refused, self.on_limit, received
+        )
+
+    def admit(self, transport: ByteStream, info: ConnectionInfo, front: Front) -> ServerConnection:
+        """Count a new connection at once, so that no accept loop goes beyond the limit."""
+        connection = ServerConnection(transport, info, front, self.on_limit)
         self.connections.add(connection)
         self.connections_total += 1
         if self.services.draining:
             connection.drain()
         return connection
 
-    async def connection(self, connection: H1ServerConnection) -> None:
+    async def connection(self, connection: ServerConnection) -> None:
         """Serve one connection; whatever goes wrong on it stays with it (row S-10)."""
         try:
             await connection.run(self.engine.handle)
         except Exception:
             log.exception("a connection from %s ended by an internal error", connection.info.peer)
         finally:
+            connection.transport.close_now()
             self.connections.discard(connection)
             self.ended.unpark_all()
 
@@ -269,7 +338,7 @@ class _Server:
     async def drain(self, timeout: float | None) -> None:
         self.services.draining = True
         self.stop_listening()
-        self.pool.close_idle()
+        self.pool.drain()
         for connection in list(self.connections):
             connection.drain()
         grace = self.conf.grace if timeout is None else timeout
@@ -286,7 +355,7 @@ class _Server:
 
     def stop_listening(self) -> None:
         self.accepting.cancel()
-        for listening in self.listening:
+        for listening, _ in self.listening:
             listening.close()
 
 
@@ -311,27 +380,15 @@ async def serve(
     Raises:
       ProxyError: BindError, with the address and the reason; nothing runs then.
       TypeError: ``proxy`` is not a `ProxyHttp` object.
-      ValueError: a bind cannot be understood.
+      ValueError: a bind cannot be understood, or TLS settings cannot be used.
     """
     if not isinstance(proxy, ProxyHttp):
         raise TypeError(f"serve() takes a ProxyHttp object, not {type(proxy).__name__}")
     conf = ServerConf() if conf is None else conf
-    listeners = [
-        bind if isinstance(bind, Listener) else Listener.parse(bind)
-        for bind in (binds or ("127.0.0.1:8080",))
-        if not isinstance(bind, Acceptor)
-    ]
-    listening: list[Acceptor] = [bind for bind in binds if isinstance(bind, Acceptor)]
+    plans = [_Plan.of(bind, conf) for bind in (binds or ("127.0.0.1:8080",))]
     try:
-        for listener in listeners:
-            try:
-                listening += await open_listeners(listener)
-            except OSError as exc:
-                raise ProxyError.because(
-                    ErrorType.BindError,
-                    f"cannot bind {listener.address}: {exc.strerror or exc}",
-                    exc,
-                ).into_in() from exc
+        for plan in plans:
+            await plan.open()
         async with trio.open_nursery() as pool_nursery:
             pool = Pool(
                 connector if connector is not None else SocketConnector(conf),
@@ -343,15 +400,70 @@ async def serve(
                 idle_timeout=conf.upstream_idle_timeout,
             )
             server = _Server(proxy, conf, pool)
-            server.listening = listening
+            for plan in plans:
+                front = server.front(plan.tls, plan.http, plan.h2c)
+                server.listening += [(each, front) for each in plan.opened]
             with server.serving:
                 async with trio.open_nursery() as nursery:
-                    task_status.started(Running(server, tuple(each.url for each in listening)))
+                    urls = tuple(each.url for each, _ in server.listening)
+                    task_status.started(Running(server, urls))
                     with server.accepting:
                         async with trio.open_nursery() as accept_nursery:
-                            for each in listening:
-                                accept_nursery.start_soon(server.accept, each, nursery)
+                            for each, front in server.listening:
+                                accept_nursery.start_soon(server.accept, each, front, nursery)
             pool_nursery.cancel_scope.cancel()
     finally:
-        for each in listening:
-            each.close()
+        for plan in plans:
+            for each in plan.opened:
+                each.close()
+
+
+@attrs.define(eq=False)
+class _Plan:
+    """What is to be served at one bind."""
+
+    bind: Listener | Acceptor
+    tls: TlsAcceptor | None
+    http: str
+    h2c: bool
+    opened: list[Acceptor] = attrs.field(factory=list)
+
+    @classmethod
+    def of(cls, bind: str | Listener | Acceptor, conf: ServerConf) -> _Plan:
+        """Fill in from the settings what the bind does not say.
+
+        Raises:
+          ValueError: the bind, or its TLS settings, cannot be used.
+        """
+        if isinstance(bind, str):
+            bind = Listener.parse(bind)
+        settings, http, h2c = conf.tls, conf.http, conf.h2c
+        if isinstance(bind, Listener):
+            settings = bind.tls if bind.tls is not None else settings
+            http = bind.http if bind.http is not None else http
+            h2c = bind.h2c if bind.h2c is not None else h2c
+            check_versions(http, h2c)
+        tls = None
+        if settings is not None:
+            names = {"1": ["http/1.1"], "2": ["h2"]}.get(http, ["h2", "http/1.1"])
+            tls = TlsAcceptor(settings, names)
+            h2c = False
+        return cls(bind, tls, http, h2c)
+
+    async def open(self) -> None:
+        """Open the listeners.
+
+        Raises:
+          ProxyError: BindError.
+        """
+        if isinstance(self.bind, Acceptor):
+            self.opened = [self.bind]
+            return
+        try:
+            self.opened += await open_listeners(self.bind, secure=self.tls is not None)
+        except OSError as exc:
+            raise ProxyError.because(
+                ErrorType.BindError,
+                f"cannot bind {self.bind.address}: {exc.strerror or exc}",
+                exc,
+            ).into_in() from exc

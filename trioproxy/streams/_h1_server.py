@@ -77,6 +77,7 @@ class H1ServerConnection:
         options: H1ServerOptions,
         on_refused: OnRefused = lambda _info, _status, _text: None,
         on_limit: OnLimit = lambda _name: None,
+        received: bytes = b"",
     ) -> None:
         """Take over an accepted transport.
 
@@ -87,6 +88,7 @@ class H1ServerConnection:
           options: Times and bounds.
           on_refused: Called for each request that is refused before a session exists.
           on_limit: Called with the name of a limit that ends the connection between two requests.
+          received: Bytes that were read already.
         """
         self.transport = transport
         self.info = info
@@ -108,6 +110,13 @@ class H1ServerConnection:
         self._room = Bell()
         self._exchange: H1DownstreamStream | None = None
         self._head_started: float | None = None
+        if received:
+            reader.feed(received)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received that nobody has taken."""
+        return self.queued + self.reader.leftover
 
     async def run(self, handler: Handler) -> None:
         """Serve exchanges until the connection ends; the transport is closed when this returns."""

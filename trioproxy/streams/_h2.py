@@ -301,6 +301,14 @@ class H2Base:
         self._write_scope = trio.CancelScope()
         codec.start()  # before anybody can send
 
+    @property
+    def buffered(self) -> int:
+        """Bytes received that nobody has taken, and bytes to send that the peer has not."""
+        held = self.codec.pending
+        for stream in self.streams.values():
+            held += stream.uncredited + sum(len(item[1]) for item in stream.outbox)
+        return held
+
     # -- deadlines -------------------------------------------------------------------------------
 
     def set_deadline(self, name: str, seconds: float) -> None:

@@ -606,7 +606,7 @@ class World:
         """Return the bytes that the proxy holds of all sessions and connections."""
         held = 0
         for connection in running._server.connections:  # noqa: SLF001  # they are not told outside
-            held += connection.queued + connection.reader.leftover
+            held += connection.buffered
         for upstream in self.connections:
             if not upstream.dead:
                 held += upstream.reader.leftover

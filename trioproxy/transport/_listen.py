@@ -178,19 +178,24 @@ def _remove_stale(path: str) -> None:
             return
 
 
-async def open_listeners(listener: Listener) -> list[ListenSocket]:
+async def open_listeners(listener: Listener, *, secure: bool = False) -> list[ListenSocket]:
     """Open the sockets for one bind; a host name may have several addresses.
 
     Port 0 gives one port for all of them.
 
+    Args:
+      listener: The bind.
+      secure: Whether TLS is spoken there, for the URL.
+
     Raises:
       OSError: it cannot be bound.
     """
+    scheme = "https" if secure else "http"
     if listener.path is not None:
         path = listener.path
         _remove_stale(path)
         sock = _bind(socket.AF_UNIX, path)
-        return [ListenSocket(sock, f"http+unix:{path}", path, os.stat(path).st_ino)]
+        return [ListenSocket(sock, f"{scheme}+unix:{path}", path, os.stat(path).st_ino)]
     try:
         found = await trio.to_thread.run_sync(
             lambda: socket.getaddrinfo(
@@ -208,7 +213,7 @@ async def open_listeners(listener: Listener) -> list[ListenSocket]:
                 sock = _bind(family, (address[0], port, *address[2:]))
                 name = sock.getsockname()
                 port = name[1]
-                opened.append(ListenSocket(sock, f"http://{address_text(name)}"))
+                opened.append(ListenSocket(sock, f"{scheme}://{address_text(name)}"))
         except OSError as exc:
             for each in opened:
                 each.close()

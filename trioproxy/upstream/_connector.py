@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -16,8 +17,10 @@ from .._options import Tracer
 from .._peer import HttpPeer
 from ..codec._h1 import HeadLimits, ResponseReader
 from ..codec._h1_codec import H1Codec, http1_codec
+from ..codec._h2 import H2Codec, H2Options
 from ..streams._abc import UpstreamConnection
 from ..streams._h1_client import H1ClientConnection
+from ..streams._h2_client import H2ClientConnection, H2ClientOptions
 from ..transport._byte_stream import ByteStream
 from ..transport._connect import connect
 from ..transport._tls import tls_client
@@ -26,6 +29,10 @@ from ..transport._watched import WatchedStream
 from ._negotiate import open_tunnel
 
 _log = logging.getLogger("trioproxy")
+
+#: What an origin may send on an HTTP/2 stream, and on all of a connection, before it is taken.
+STREAM_WINDOW = 65535
+CONNECTION_WINDOW = 1 << 20
 
 #: Host-name look-ups at once: an abandoned one keeps its thread until the resolver answers (R-09).
 LOOKUPS = 8
@@ -84,12 +91,30 @@ class SocketConnector(Connector):
     ) -> UpstreamConnection:
         """Speak HTTP over a new transport, in the version that was agreed on."""
         if speaks_http2(peer, info):
-            transport.close_now()
-            raise ProxyError.explain(ErrorType.H2Error, f"HTTP/2 with {peer}").into_up()
+            return self._over_http2(transport, info, peer)
         limits = self._limits
         if peer.options.allow_h1_response_invalid_content_length:
             limits = attrs.evolve(limits, allow_invalid_length=True)
         return H1ClientConnection(transport, info, ResponseReader(limits, self._codec))
+
+    def _over_http2(
+        self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
+    ) -> H2ClientConnection:
+        options = peer.options
+        codec_options = H2Options(
+            stream_window=options.h2_stream_window_size or STREAM_WINDOW,
+            connection_window=options.h2_connection_window_size or CONNECTION_WINDOW,
+            head_limits=self._limits,
+            scheme=peer.scheme,
+        )
+        codec = H2Codec(server=False, options=codec_options, now=trio.current_time)
+        interval = options.h2_ping_interval
+        client_options = H2ClientOptions(
+            max_streams=options.max_h2_streams,
+            write_timeout=self.conf.write_timeout,
+            ping_interval=math.inf if interval is None else interval,
+        )
+        return H2ClientConnection(transport, info, codec, client_options)
 
     async def _connect(self, peer: HttpPeer) -> tuple[ByteStream, ConnectionInfo]:
         """Connect to the peer, or to its proxy and through that to the peer."""
