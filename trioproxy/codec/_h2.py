@@ -553,14 +553,14 @@ class H2Codec:
     def _receive_reset(self, frame: Frame, events: list[Event]) -> None:
         stream_id = frame.stream_id
         if stream_id not in self._live:
-            self._check_known(frame)
+            self._check_known(frame, paid=True)  # the gate took its token
             return
         self._to_h2(frame)
         if self.failure is None:
             self._gone(stream_id, reset=True)
             events.append(ResetReceived(stream_id, int.from_bytes(frame.raw[9:13], "big")))
 
-    def _check_known(self, frame: Frame, *, data: bool = False) -> bool:
+    def _check_known(self, frame: Frame, *, data: bool = False, paid: bool = False) -> bool:
         """Judge a frame for a stream that is not live; True where it is to be dropped (row H2-03).
 
         A frame for a stream that never was is a connection error (RFC 9113 section 5.1), and so is
@@ -583,7 +583,8 @@ class H2Codec:
                 return False
             was_reset = True
         if was_reset:
-            self._charge()
+            if not paid:
+                self._charge()
         elif data:
             self.fail(STREAM_CLOSED, "a frame behind the end of a stream")
             return False
