@@ -14,6 +14,7 @@ share of the connection's window were taken into account.
 
 from __future__ import annotations
 
+import enum
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,7 +28,7 @@ import h2.settings
 import h2.stream
 import h2.utilities
 from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hyperframe.frame import GoAwayFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
 from .._messages import RequestHeader, ResponseHeader
 from ..semantics._framing import HeadLimits, MessageRefused
@@ -198,6 +199,14 @@ class _Connection(h2.connection.H2Connection):
             self._closed_streams[stream_id] = stream.closed_by
 
 
+class _How(enum.Enum):
+    """How a stream ended."""
+
+    ENDED = "by END_STREAM of both sides"
+    RESET = "by a reset of ours"
+    RESET_BY_PEER = "by a reset of the peer's"
+
+
 class _Live:
     """What the adapter knows of a stream that is not over."""
 
@@ -262,8 +271,8 @@ class H2Codec:
         )
         self._h2.decoder.max_header_list_size = LIST_HARD_STOP
         self._live: dict[int, _Live] = {}
-        # Streams that are over, the latest ones: True where a reset ended them.
-        self._closed: OrderedDict[int, bool] = OrderedDict()
+        # Streams that are over, the latest ones, and how they ended.
+        self._closed: OrderedDict[int, _How] = OrderedDict()
         self._block: list[Frame] = []
         self._goaway: list[bytes] = []
         self._data_frames = 0
@@ -557,7 +566,7 @@ class H2Codec:
             return
         self._to_h2(frame)
         if self.failure is None:
-            self._gone(stream_id, reset=True)
+            self._gone(stream_id, _How.RESET_BY_PEER)
             events.append(ResetReceived(stream_id, int.from_bytes(frame.raw[9:13], "big")))
 
     def _check_known(self, frame: Frame, *, data: bool = False, paid: bool = False) -> bool:
@@ -574,20 +583,22 @@ class H2Codec:
         if stream_id > highest:
             self.fail(PROTOCOL_ERROR, "a frame for an idle stream")
             return False
-        was_reset = self._closed.get(stream_id)
-        if was_reset is None:
+        how = self._closed.get(stream_id)
+        if how is None:
             oldest = next(iter(self._closed), 0)
             if data and (len(self._closed) < REMEMBERED or stream_id > oldest):
                 # Skipped when a higher one was opened, which closed it (RFC 9113 section 5.1.1).
                 self.fail(PROTOCOL_ERROR, "a stream was opened below an earlier one")
                 return False
-            was_reset = True
-        if was_reset:
-            if not paid:
-                self._charge()
+            how = _How.RESET
+        if how is not _How.ENDED:
+            self._charge()
+            if data and how is _How.RESET_BY_PEER and self.failure is None:
+                # It knows that there is nobody any more (RFC 9113 section 5.1, closed).
+                reset = RstStreamFrame(stream_id, error_code=STREAM_CLOSED)
+                self._h2._data_to_send += reset.serialize()
         elif data:
             self.fail(STREAM_CLOSED, "a frame behind the end of a stream")
-            return False
         return self.failure is None
 
     def _charge(self) -> None:
@@ -608,20 +619,20 @@ class H2Codec:
         events.append(StreamFailed(stream_id, code, text))
 
     def _was_reset(self, stream_id: int, code: int, events: list[Event]) -> None:
-        self._gone(stream_id, reset=True)
+        self._gone(stream_id, _How.RESET)
         self._charge()
         events.append(StreamFailed(stream_id, code, "the window went over its top"))
 
     def _remote_ended(self, stream_id: int, live: _Live) -> None:
         live.remote_end = True
         if live.local_end:
-            self._gone(stream_id, reset=False)
+            self._gone(stream_id, _How.ENDED)
 
-    def _gone(self, stream_id: int, *, reset: bool) -> None:
+    def _gone(self, stream_id: int, how: _How) -> None:
         """Forget a stream, but for how it ended."""
         self._live.pop(stream_id, None)
         closed = self._closed
-        closed[stream_id] = reset
+        closed[stream_id] = how
         if len(closed) > REMEMBERED:
             closed.popitem(last=False)
         self._h2.forget(stream_id)
@@ -658,7 +669,7 @@ class H2Codec:
     def _local_ended(self, stream_id: int, live: _Live) -> None:
         live.local_end = True
         if live.remote_end:
-            self._gone(stream_id, reset=False)
+            self._gone(stream_id, _How.ENDED)
 
     def window(self, stream_id: int) -> int:
         """Return how much content may be sent on a stream now; 0 or less for none."""
@@ -702,7 +713,7 @@ class H2Codec:
             live = self._live[stream_id]
             if live.stream is not None:
                 self._h2.reset_stream(stream_id, code)
-            self._gone(stream_id, reset=True)
+            self._gone(stream_id, _How.RESET)
 
     def is_live(self, stream_id: int) -> bool:
         """Tell whether a stream is not over."""
