@@ -345,6 +345,18 @@ async def test_reader_and_writer_work_at_once() -> None:
                 nursery.start_soon(write, stream)
 
 
+async def test_what_openssl_takes_in_pieces_is_sent_as_a_whole(pair: Pair) -> None:
+    whole = pair.client._object
+
+    class Piecemeal:
+        def write(self, data: bytes | memoryview) -> int:
+            return whole.write(data[:1000])
+
+    pair.client._object = Piecemeal()  # type: ignore[assignment]  # an OpenSSL that is set otherwise
+    await pair.client.send_parts([BODY[:2500]], 5)
+    assert await pair.server.receive_some() == BODY[:2500]
+
+
 @pytest.mark.parametrize(
     ("parts", "sends"),
     [

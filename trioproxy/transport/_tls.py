@@ -218,7 +218,7 @@ class TlsStream(ByteStream):
         write = self._object.write
         try:
             sent = write(data)
-            if sent != len(data):  # a record each time
+            if sent != len(data):  # OpenSSL may be set to write a record each time
                 view = memoryview(data)
                 while sent != len(view):
                     view = view[sent:]
