@@ -44,10 +44,12 @@ class Gateway:
         response = await self.neighbour.exchange(target="/neighbour")
         assert (response.status, response.body) == (200, b"hello")
 
-    @property
-    def connections(self) -> list[Any]:
-        """The server's ends of the client connections that are still there."""
-        return list(self.matrix.running._server.connections)
+    def latest(self) -> Any:
+        """Return the server's end of the newest HTTP/2 connection that is still there."""
+        connections = list(self.matrix.running._server.connections)
+        return max(
+            connections, key=lambda each: int(str(each.info.peer).rpartition(":")[2])
+        )._connection
 
     def limits_hit(self) -> dict[str, int]:
         """Return the counters of limits that ended connections."""

@@ -55,6 +55,7 @@ import trio
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
+    ExtensionFrame,
     Frame,
     GoAwayFrame,
     HeadersFrame,
@@ -129,6 +130,13 @@ def request(
         pseudo.append((b":authority", _bytes(authority)))
     pseudo.append((b":path", _bytes(path)))
     return pseudo + as_fields(fields)
+
+
+def extension(kind: int, stream: int = 0, body: bytes = b"", flags: int = 0) -> ExtensionFrame:
+    """Return a frame of a type that hyperframe does not know."""
+    frame = ExtensionFrame(kind, stream, flags, body)
+    frame.body_len = len(body)
+    return frame
 
 
 class Head(HeadersFrame):
@@ -417,7 +425,7 @@ class H2Wire:
     async def _take(self, count: int) -> bytes:
         while len(self.buffer) < count:
             if not await self.more():
-                raise EOFError([*self.received, bytes(self.buffer)])
+                raise EOFError([*self.received[-5:], bytes(self.buffer)])
         taken = bytes(self.buffer[:count])
         del self.buffer[:count]
         return taken
@@ -426,7 +434,7 @@ class H2Wire:
         # Looked at before it is taken: a cancelled read loses nothing.
         while len(self.buffer) < 9 or len(self.buffer) < 9 + int.from_bytes(self.buffer[:3], "big"):
             if not await self.more():
-                raise EOFError([*self.received, bytes(self.buffer)])
+                raise EOFError([*self.received[-5:], bytes(self.buffer)])
         frame, length = Frame.parse_frame_header(memoryview(bytes(self.buffer[:9])))
         assert length <= 16384, f"a frame of {length} bytes"
         frame.parse_body(memoryview(bytes(self.buffer[9 : 9 + length])))
@@ -438,7 +446,7 @@ class H2Wire:
         """Read the next frame; a header block is one frame, a `Head`.
 
         Raises:
-          EOFError: the connection ended; its argument tells what had come.
+          EOFError: the connection ended; its argument tells what came last.
           AssertionError: the other side broke the protocol.
         """
         if not self.client and not self._preface_read:
