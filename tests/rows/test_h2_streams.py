@@ -32,7 +32,7 @@ from tests._support.h2_wire import (
 )
 from tests._support.matrix import Exchange
 from tests._support.recording import Ctx, Recorder
-from trioproxy import ErrorSource, ErrorType, Session
+from trioproxy import ErrorSource, ErrorType, ServerConf, Session
 
 LOGGED = "logging(ConnectionClosed)"
 
@@ -263,6 +263,27 @@ async def test_h2_10_one_stream_more_than_advertised_is_refused(
         )
         assert await response(wire, 203) == ("200", b"hello")
         assert gateway.matrix.running.statistics().sessions == 99
+
+
+async def test_h2_10_a_stream_that_both_sides_ended_makes_room_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async def slow(session: Session, e: Exception | None, ctx: Ctx) -> None:
+        await trio.sleep(0.9)
+
+    recorder = Recorder(hooks={"logging": slow})
+    async with h2_gateway(recorder=recorder, conf=ServerConf(h2_max_streams=1)) as gateway:
+        wire = await gateway.frames()
+        for stream in (1, 3):
+            await get(wire, stream)
+            assert await response(wire, stream) == ("200", b"hello")
+        await wire.headers(5, request("POST"), end=False)
+        await wire.send(DataFrame(5, b"content", flags=["END_STREAM"]))
+        assert await response(wire, 5) == ("200", b"hello")
+        await get(wire, 7)
+        assert await response(wire, 7) == ("200", b"hello")
+        assert wire.resets() == {}
+        assert len(recorder.of("logging")) == 4
 
 
 async def test_h2_10_ten_times_as_many_are_calmed(autojump_clock: MockClock) -> None:

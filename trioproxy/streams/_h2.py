@@ -126,6 +126,8 @@ class H2Stream:
         self.uncredited = 0
         self.outbox: deque[Item] = deque()
         self.sent_bytes = 0
+        #: Whether the end of what is sent here was encoded.
+        self.end_sent = False
         #: Rung when everything of a `send` was encoded, or never will be.
         self.drained = Bell()
 
@@ -189,6 +191,9 @@ class H2Stream:
             if fields is not None:
                 outbox.popleft()
                 codec.send_head(self.stream_id, fields, end)
+                if end:
+                    self.end_sent = True
+                    self.on_end_sent()
                 continue
             size = len(data)
             if size:
@@ -205,6 +210,9 @@ class H2Stream:
             outbox.popleft()
             codec.send_data(self.stream_id, data, end)
             self.sent_bytes += size
+            if end:
+                self.end_sent = True
+                self.on_end_sent()
             if size:
                 return True
         return True
@@ -264,6 +272,9 @@ class H2Stream:
         self.drained.ring()
 
     # -- told by the connection ------------------------------------------------------------------
+
+    def on_end_sent(self) -> None:
+        """See the end of what is sent here encoded."""
 
     def on_reset(self, code: int) -> None:
         """See the peer's RST_STREAM."""

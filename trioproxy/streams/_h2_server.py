@@ -1,8 +1,9 @@
 """HTTP/2 towards the client: a connection with its exchanges, each a task of its own.
 
-A stream is *live* until the task of its exchange has ended, whatever the client did to it before:
-the limit on streams counts live ones, so that opening and resetting streams gains nobody anything
-(row H2-02). An exchange that ends before its response is whole resets its stream; one whose client
+A stream takes a *place* until the task of its exchange has ended, whatever the client did to it
+before: the limit on streams counts places, so that opening and resetting streams gains nobody
+anything (row H2-02). Only one that both sides have ended properly gives its place back at once, for
+its client may open the next one as soon as it has read that end. An exchange that ends before its response is whole resets its stream; one whose client
 has not ended its request resets it with NO_ERROR, behind the whole response (RFC 9113 section 8.1).
 """
 
@@ -111,6 +112,7 @@ class H2ServerConnection(H2Base):
         self._nursery: trio.Nursery | None = None
         self._handler: Handler | None = None
         self._live = 0
+        self._places = 0
         self._served = 0
         self._refused = 0
         self._last_taken = LARGEST_ID
@@ -207,6 +209,7 @@ class H2ServerConnection(H2Base):
         if not self._live:
             self.clear_deadline("idle")
         self._live += 1
+        self._places += 1
         value = self._early.pop(stream_id, None)
         if value is None and b"priority" in head.headers:
             value = b", ".join(each for name, _, each in head.headers.fields if name == b"priority")
@@ -222,7 +225,7 @@ class H2ServerConnection(H2Base):
         if stream_id > self._last_taken:
             self.codec.reset(stream_id, REFUSED_STREAM)
             return False
-        if self._live < self.options.max_streams:
+        if self._places < self.options.max_streams:
             return True
         self.codec.reset(stream_id, REFUSED_STREAM)
         self._on_limit("h2_max_streams")
@@ -242,7 +245,8 @@ class H2ServerConnection(H2Base):
             stream.leave()
             self.streams.pop(stream.stream_id, None)
             self._live -= 1
-            if self._live < self.options.max_streams // 2:
+            self.give_place_back(stream)
+            if self._places < self.options.max_streams // 2:
                 self._refused = 0
             if not self._live:
                 if self._said_goodbye and self._last_taken != LARGEST_ID:
@@ -250,10 +254,16 @@ class H2ServerConnection(H2Base):
                 else:
                     self.set_deadline("idle", self.options.idle_timeout)
 
+    def give_place_back(self, stream: H2DownstreamStream) -> None:
+        """Let another stream start in place of one; does nothing the second time."""
+        if stream.has_place:
+            stream.has_place = False
+            self._places -= 1
+
     def on_trailers(self, stream: H2Stream, event: TrailersReceived) -> None:
         """Take a request's trailers and its end."""
         assert isinstance(stream, H2DownstreamStream)
-        stream.complete = True
+        stream.set_complete()
         stream.events.append(Trailers(event.headers))
         stream.deliver(END)
 
@@ -269,7 +279,7 @@ class H2ServerConnection(H2Base):
                 stream.bell.ring()
                 return
         if event.end:
-            stream.complete = True
+            stream.set_complete()
         stream.deliver_data(event)
         if event.end and not event.data:
             stream.deliver(END)
@@ -342,6 +352,8 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
         self.writer = H2Writer()
         #: Whether the request's end has come.
         self.complete = end
+        #: Whether it counts against the limit on streams.
+        self.has_place = True
         #: Content received; counted where there is a limit.
         self.received = 0
         self.refusal: MessageRefused | None = None
@@ -378,6 +390,17 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
                 return ProxyError.explain(ErrorType.ConnectionClosed, text).into_down()
             return ProxyError.because(ErrorType.ConnectionClosed, text, cause).into_down()
         return None
+
+    def set_complete(self) -> None:
+        """Take note of the request's end."""
+        self.complete = True
+        if self.end_sent:
+            self.connection.give_place_back(self)
+
+    def on_end_sent(self) -> None:
+        """Give the stream's place back, if the client has ended it as well."""
+        if self.complete:
+            self.connection.give_place_back(self)
 
     def watch(self, scope: trio.CancelScope, *, half_close: bool = True) -> None:
         """Cancel the scope when the client leaves; see `DownstreamStream.watch`."""
