@@ -51,8 +51,9 @@ def _nobody(_: UpstreamConnection) -> None:
 class FakeConnection(UpstreamConnection):
     """A connection that tells of itself what a test wants; no bytes flow."""
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, settled: bool = True) -> None:
         """Make one that carries so many exchanges at once; None for one after another."""
+        self._settled = settled
         self.info = ConnectionInfo(None, "nowhere")
         self.dead = False
         self.served = 0
@@ -78,7 +79,12 @@ class FakeConnection(UpstreamConnection):
     @property
     def room(self) -> int:
         gone = self.dead or self._going
-        return 0 if gone else max(0, self.limit - len(self.exchanges))
+        limit = self.limit if self._settled else 1
+        return 0 if gone else max(0, limit - len(self.exchanges))
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
 
     @property
     def busy(self) -> int:
@@ -98,7 +104,7 @@ class FakeConnection(UpstreamConnection):
                 self.on_idle_end(self)
 
     def start(self) -> FakeStream:
-        assert len(self.exchanges) < self.limit, "over its room"
+        assert len(self.exchanges) < (self.limit if self._settled else 1), "over its room"
         if self.dead or self.refuses:
             raise ProxyError.new_up(ErrorType.ConnectionClosed)
         stream = FakeStream(self)
@@ -124,6 +130,7 @@ class FakeConnection(UpstreamConnection):
         self.on_room(self)
 
     def allow(self, limit: int) -> None:
-        """Carry more at once, or less."""
+        """Carry more at once, or less; say so for the first time, perhaps."""
+        self._settled = True
         self.limit = limit
         self.on_room(self)

@@ -472,7 +472,7 @@ async def test_u1_01_bytes_on_an_idle_connection_are_counted() -> None:
 # -- a pool of fake connections, in any order of events ------------------------------------------
 
 ASKS = st.tuples(st.just("ask"), st.integers(0, 1), st.booleans())
-MADE = st.tuples(st.just("made"), st.integers(0, 9), st.sampled_from([None, 1, 2, 3, 5]))
+MADE = st.tuples(st.just("made"), st.integers(0, 9), st.sampled_from([None, 1, 2, 3, 5, -1, -3]))
 OTHERS = st.tuples(
     st.sampled_from(
         ["fail", "release", "release", "cancel", "kill", "crash", "stale", "go away", "wait"]
@@ -539,7 +539,8 @@ class Model(Connector):
             self.connecting.remove(mine)
         if mine.failed:
             raise ProxyError.new_up(ErrorType.ConnectRefused)
-        connection = FakeConnection(mine.limit)
+        limit = mine.limit
+        connection = FakeConnection(limit and abs(limit), settled=limit is None or limit > 0)
         connection.refuses = self.refusing
         self.made.append((peer, connection))
         return connection
@@ -635,9 +636,10 @@ class Model(Connector):
         open_ones = [slot for slot in slots if slot.room > 0]
         for waiter in group.waiters:
             assert not any(slot.number > waiter.since for slot in open_ones)
-        assert group.hoped <= connecting * (self.wished - 1)
+        hoping = connecting + sum(not each.settled for each in alive)
+        assert group.hoped <= hoping * (self.wished - 1)
         if self.cap is None or count < self.cap:
-            # Whoever waits, waits for room in connections being made.
+            # Whoever waits, waits for room in connections being made or not settled.
             assert len(group.waiters) <= group.hoped
             assert all(waiter.ticket > group.lonely for waiter in group.waiters)
 
@@ -766,6 +768,25 @@ async def test_an_origin_that_allows_less_gets_as_many_connections_as_that_takes
         await _step(model, "made", 5)
         assert _loads(model) == [5]
         assert len(model.connecting) == 3
+
+
+async def test_those_who_wait_do_so_until_the_origin_has_said_how_many_it_allows() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 20)
+        await _step(model, "made", -1)
+        assert _loads(model) == [1]
+        assert not model.connecting
+        await _step(model, "allow", 5)
+        assert _loads(model) == [5]
+        assert len(model.connecting) == 3
+
+
+async def test_a_connection_that_ends_before_it_is_settled_is_a_connect_that_failed() -> None:
+    async with open_model(wished=100) as model:
+        await _ask(model, 5)
+        await _step(model, "made", -1)
+        await _step(model, "kill")
+        assert len(model.connecting) == 4
 
 
 async def test_those_whose_connect_failed_connect_by_themselves_at_once() -> None:

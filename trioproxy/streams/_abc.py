@@ -198,6 +198,15 @@ class UpstreamConnection(ABC):
         """
 
     @property
+    def settled(self) -> bool:
+        """Whether the origin has said how many exchanges it allows; `on_room` tells when it does.
+
+        Until then `room` is to be that of a single exchange: an origin that gets more than it
+        allows may well end the connection. Those who wait for room do so until then.
+        """
+        return True
+
+    @property
     @abstractmethod
     def busy(self) -> int:
         """Exchanges that it carries now."""

@@ -40,8 +40,9 @@ _log = logging.getLogger("trioproxy")
 
 #: Seconds for the answer to a PING (row H2-30).
 PING_TIME = 5.0
-#: Streams that may be opened before the origin has said how many it allows.
-FIRST_STREAMS = 100
+#: Streams that may be opened before the origin has said how many it allows: one that allows fewer
+#: may end the connection, and with it all that were sent.
+FIRST_STREAMS = 1
 
 _PING = b"are u ok"
 
@@ -112,6 +113,11 @@ class H2ClientConnection(H2Base, UpstreamConnection):
         codec = self.codec
         allowed = codec.peer_max_streams if codec.settings_received else FIRST_STREAMS
         return max(0, min(self.options.max_streams, allowed) - self._busy)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the origin's SETTINGS have come."""
+        return self.codec.settings_received
 
     @property
     def busy(self) -> int:

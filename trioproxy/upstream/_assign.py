@@ -52,6 +52,8 @@ class Slot(Generic[WaiterT]):
       users: Exchanges it carries or is promised for; 0 makes it an idle one.
       promised: Those of them that have not started yet.
       retired: Whether it is never to be offered again.
+      hope: Room that waiters still hope for, until the origin says how much it is: its part of the
+        group's `hoped`.
       shared: Whether it carries many exchanges at once.
     """
 
@@ -61,6 +63,7 @@ class Slot(Generic[WaiterT]):
     users: int = 0
     promised: int = 0
     retired: bool = False
+    hope: int = 0
     shared: bool = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -84,7 +87,8 @@ class Group(Generic[WaiterT]):
       idle_shared: Idle shared ones, the one used last at the end.
       idle: Idle ones that carry one exchange at a time, the one used last at the end.
       count: All connections: idle, busy and being made.
-      hoped: Room that connections being made will have beside those who make them.
+      hoped: Room that connections will have beside those who make them, once they are made and
+        the origin has said how much it is.
       waiters: Who waits, in the order of arrival.
       hope: What the last pass left of `hoped`.
       stale: Whether somebody has left since the last pass, so that `hope` is too low.

@@ -289,11 +289,12 @@ class Pool:
                 group.lonely = self._tickets  # they waited for this; now each tries by itself
             self._uncount(group)
             raise
-        group.hoped -= waiter.hope
         self._made += 1
         self._connects += 1
         self._open += 1
-        slot = Slot(connection, group, self._made)
+        slot = Slot(connection, group, self._made, hope=waiter.hope)
+        if connection.settled:
+            self._unhope(slot)
         connection.on_idle_end = partial(self._ended, slot)
         connection.on_room = partial(self._room_changed, slot)
         timeout = peer.options.idle_timeout
@@ -324,7 +325,7 @@ class Pool:
     def _learn(self, slot: _Slot) -> None:
         """Remember what a connection carries at once, so that nobody waits for more."""
         group, connection = slot.group, slot.connection
-        if group.wished > 1 and not connection.dead:
+        if group.wished > 1 and connection.settled and not connection.dead:
             room = connection.room + connection.busy if slot.shared else 1
             group.expected = min(group.wished, max(1, room))
             if group.expected < group.wished:
@@ -334,12 +335,20 @@ class Pool:
 
     def _room_changed(self, slot: _Slot, connection: UpstreamConnection) -> None:
         """Take it that a connection may carry more, or less."""
+        group = slot.group
+        if slot.hope and connection.settled:
+            self._unhope(slot)
         if connection.room > 0:
             self._learn(slot)
-            if slot.group.waiters:
-                self._assign(slot.group)
         elif slot in self._ages:  # told to go away: of no more use
             self._displace(slot)
+        if group.waiters:
+            self._assign(group)
+
+    def _unhope(self, slot: _Slot) -> None:
+        """Let nobody hope for a connection's room any more: it is known, or there is none."""
+        slot.group.hoped -= slot.hope
+        slot.hope = 0
 
     def _assign(
         self, group: _Group, waiters: list[_Waiter] | None = None, hope: int | None = None
@@ -383,6 +392,9 @@ class Pool:
         finally:
             self._ended(slot, connection)
             slot.retired = True
+            if slot.hope:  # as good as a connect that failed
+                self._unhope(slot)
+                slot.group.lonely = self._tickets
             self._open -= 1
             self._uncount(slot.group)
 
