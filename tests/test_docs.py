@@ -284,7 +284,7 @@ def test_promises_are_in_order_and_made_once() -> None:
 def test_each_row_that_a_test_is_named_after_is_on_the_page() -> None:
     page = read("docs/attacks.rst")
     for name in all_test_functions():
-        row = re.match(r"test_(h1|u1|f|t|r|s|tls)_(\d\d)_", name)
+        row = re.match(r"test_(h1|u1|h2|f|t|r|s|tls)_(\d\d)_", name)
         if row:
             assert f"{row[1].upper()}-{row[2]}" in page, name
 

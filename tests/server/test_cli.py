@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trustme
 
@@ -100,6 +101,9 @@ def test_without_options_everything_has_the_default() -> None:
         (("--access-log", "common"), "access_log", "common"),
         (("--access-log", "json"), "access_log", "json"),
         (("--http1-codec", "h11"), "http1_codec", "h11"),
+        (("--http", "1"), "http", "1"),
+        (("--http", "2"), "http", "2"),
+        (("--h2c",), "h2c", True),
     ],
 )
 def test_an_option_becomes_the_setting_of_its_name(
@@ -179,6 +183,112 @@ def test_a_file_that_nobody_can_be_trusted_by_is_a_mistake(
     assert "certificates in PEM are right" in told
 
 
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Files:
+    """Certificates in PEM."""
+
+    cert: str
+    key: str
+    both: str
+    other_key: str
+    ca: str
+    empty: str
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    directory = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    ours, other = authority.issue_cert("site.test"), authority.issue_cert("other.test")
+    made = Files(
+        *(
+            str(directory / name)
+            for name in ("cert.pem", "key.pem", "both.pem", "other.pem", "ca.pem", "empty.pem")
+        )
+    )
+    ours.cert_chain_pems[0].write_to_path(made.cert)
+    ours.private_key_pem.write_to_path(made.key)
+    ours.private_key_and_cert_chain_pem.write_to_path(made.both)
+    other.private_key_pem.write_to_path(made.other_key)
+    authority.cert_pem.write_to_path(made.ca)
+    Path(made.empty).write_text("")
+    return made
+
+
+def test_no_option_of_tls_is_no_tls() -> None:
+    assert parse("reverse", URL, "--h2c").conf.tls is None
+
+
+def test_a_certificate_is_taken_with_its_key(files: Files) -> None:
+    tls = parse("reverse", URL, "--tls-cert", files.cert, "--tls-key", files.key).conf.tls
+    assert tls == trioproxy.TlsSettings(files.cert, files.key)
+
+
+def test_a_certificate_may_have_its_key_in_the_same_file(files: Files) -> None:
+    assert parse("reverse", URL, "--tls-cert", files.both).conf.tls == trioproxy.TlsSettings(
+        files.both
+    )
+
+
+def test_a_throw_away_certificate_is_made() -> None:
+    tls = parse("reverse", URL, "--tls-self-signed").conf.tls
+    assert tls is not None
+    assert callable(tls.certificate.configure_cert)
+    assert tls.client_ca is None
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_client_certificates_are_required(own: bool, files: Files) -> None:
+    certificate = ("--tls-self-signed",) if own else ("--tls-cert", files.both)
+    tls = parse("reverse", URL, *certificate, "--tls-client-ca", files.ca).conf.tls
+    assert tls is not None
+    assert (tls.client_ca, tls.client_auth) == (files.ca, "required")
+
+
+def test_run_serves_tls_as_well(files: Files) -> None:
+    target = "tests.server.test_cli:Plain"
+    conf = parse("run", target, "--tls-cert", files.both, "--http", "2").conf
+    assert (conf.tls, conf.http) == (trioproxy.TlsSettings(files.both), "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--tls-cert no-such.pem", "argument --tls-cert: certificate='no-such.pem': No such file"),
+        ("--tls-cert {empty}", "argument --tls-cert: certificate='{empty}': there is no certifi"),
+        ("--tls-cert {cert}", "argument --tls-cert: key=None: there is no private key in '{cert}'"),
+        ("--tls-cert {cert} --tls-key no-such.pem", "argument --tls-cert: key='no-such.pem': No s"),
+        ("--tls-cert {cert} --tls-key {other_key}", "the key is not the certificate's; give the"),
+        ("--tls-key {key}", "argument --tls-key: '{key}' needs a certificate: --tls-cert FILE or"),
+        ("--tls-client-ca {ca}", "argument --tls-client-ca: '{ca}' needs a certificate: --tls-ce"),
+        ("--tls-self-signed --tls-client-ca {empty}", "-client-ca: client_ca='{empty}': there"),
+        ("--tls-self-signed --tls-client-ca no.pem", "argument --tls-client-ca: client_ca='no.pem"),
+        ("--tls-self-signed --tls-cert {both}", "argument --tls-self-signed: it takes the place"),
+        ("--tls-self-signed --tls-key {key}", "argument --tls-self-signed: it takes the place of"),
+    ],
+)
+def test_a_mistake_in_tls_options_is_one_line_that_names_option_file_and_fix(
+    arguments: str, expected: str, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = attrs.asdict(files)
+    given = [part.format(**paths) for part in arguments.split()]
+    told = refusal(capsys, "reverse", URL, *given)
+    assert told.startswith("trioproxy reverse: error: argument --tls-")
+    assert expected.format(**paths) in told
+
+
+def test_without_trustme_a_throw_away_certificate_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    told = refusal(capsys, "reverse", URL, "--tls-self-signed")
+    assert "argument --tls-self-signed: a self-signed certificate needs trustme: " in told
+    assert "pip install 'trioproxy[selfsigned]'" in told
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -213,7 +323,12 @@ def test_a_file_that_nobody_can_be_trusted_by_is_a_mistake(
         (("reverse", URL, "--log-level", "Loud"), "--log-level: 'Loud' is not a level: one of de"),
         (("reverse", URL, "--access-log", "xml"), "argument --access-log: invalid choice: 'xml' ("),
         (("reverse", URL, "--http1-codec", "x"), "argument --http1-codec: invalid choice: 'x' ("),
-        (("reverse", URL, "--tls-cert", "x"), "'--tls-cert' is not understood: trioproxy reverse"),
+        (("reverse", URL, "--http", "3"), "argument --http: invalid choice: '3' (choose from"),
+        (("reverse", URL, "--tls"), "'--tls' is not understood: trioproxy reverse --help lists"),
+        (("reverse", URL, "--tls-cert"), "argument --tls-cert: expected one argument"),
+        (("reverse", URL, "--tls-cert", ""), "argument --tls-cert: certificate='': the path of a"),
+        (("reverse", URL, "--tls-key", "x"), "argument --tls-key: 'x' needs a certificate: --tls"),
+        (("reverse", URL, "--http", "1", "--h2c"), "argument --h2c: it is HTTP/2, which --http 1"),
         (("reverse", URL, "--rewrite"), "'--rewrite' is not understood: trioproxy reverse --help"),
         (
             ("reverse", URL, "--upstream-http", "3"),
@@ -384,7 +499,8 @@ def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 OF_REVERSE = {"--rewrite-host", "--upstream-http", "--upstream-ca", "--upstream-insecure"}
 SHARED = {
-    "--help", "--bind", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
+    "--help", "--bind", "--tls-cert", "--tls-key", "--tls-self-signed", "--tls-client-ca", "--http",
+    "--h2c", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
     "--write-timeout", "--idle-timeout", "--header-timeout", "--max-header-bytes",
     "--max-body-bytes", "--grace", "--log-level",
 }  # fmt: skip
@@ -397,4 +513,5 @@ def test_help_lists_what_exists_and_nothing_else(
     command: str, expected: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = shown(capsys, command, "--help").replace("[", " ").replace("]", " ").split()
-    assert {word.rstrip(",") for word in words if word.startswith("--")} == expected
+    told = {word.rstrip(",") for word in words if word.startswith("--")}
+    assert told == expected
