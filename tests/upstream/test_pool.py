@@ -781,6 +781,14 @@ async def test_those_who_wait_do_so_until_the_origin_has_said_how_many_it_allows
         assert len(model.connecting) == 3
 
 
+async def test_a_connection_that_is_not_settled_says_nothing_of_the_room_of_others() -> None:
+    async with open_model(wished=3) as model:
+        await _ask(model, 2)
+        await _step(model, "made", -3)
+        await _ask(model, 4)  # one more waits for that connection, three for another
+        assert len(model.connecting) == 1
+
+
 async def test_a_connection_that_ends_before_it_is_settled_is_a_connect_that_failed() -> None:
     async with open_model(wished=100) as model:
         await _ask(model, 5)
