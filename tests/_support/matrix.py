@@ -151,8 +151,11 @@ class _EndSender(trio.abc.SendStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
+        view = memoryview(data)
         try:
-            await self.end.send_parts([bytes(data)], math.inf)
+            # In pieces: as with TCP, only the next write fails when the other side has closed.
+            for at in range(0, len(view), 16384):
+                await self.end.send_parts([bytes(view[at : at + 16384])], math.inf)
         except ProxyError as exc:
             raise trio.BrokenResourceError from exc
 
