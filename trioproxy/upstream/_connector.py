@@ -13,8 +13,8 @@ import trio
 from .._config import ServerConf
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo, Digest, TlsInfo
-from .._options import Tracer
-from .._peer import HttpPeer
+from .._options import PeerOptions, Tracer
+from .._peer import HttpPeer, Proxy
 from ..codec._h1 import HeadLimits, ResponseReader
 from ..codec._h1_codec import H1Codec, http1_codec
 from ..codec._h2 import H2Codec, H2Options
@@ -124,15 +124,7 @@ class SocketConnector(Connector):
             timeout = self.conf.connect_timeout
         proxy = peer.proxy
         next_hop = peer if proxy is None else proxy
-        transport, info = await connect(
-            next_hop.host,
-            next_hop.port,
-            path=next_hop.path,
-            connect_timeout=timeout,
-            dns_timeout=self.conf.dns_timeout,
-            limiter=self._limiter,
-            options=None if options.reuse_key is None else options,
-        )
+        transport, info = await self._dial(next_hop, options, timeout)
         try:
             if proxy is not None:
                 started = trio.current_time()
@@ -147,6 +139,20 @@ class SocketConnector(Connector):
             transport.close_now()
             raise
         return transport, info
+
+    async def _dial(
+        self, next_hop: HttpPeer | Proxy, options: PeerOptions, timeout: float
+    ) -> tuple[ByteStream, ConnectionInfo]:
+        """Connect to a peer, or to the proxy before it: where a network in memory steps in."""
+        return await connect(
+            next_hop.host,
+            next_hop.port,
+            path=next_hop.path,
+            connect_timeout=timeout,
+            dns_timeout=self.conf.dns_timeout,
+            limiter=self._limiter,
+            options=None if options.reuse_key is None else options,
+        )
 
     async def _secure(
         self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
