@@ -10,7 +10,7 @@ import attrs
 import trio
 from hyperframe.frame import DataFrame, Frame, RstStreamFrame
 
-from tests._support.h2_wire import H2Wire, request
+from tests._support.h2_wire import H2Wire, Head, request
 from tests._support.matrix import (
     H1,
     H2C,
@@ -103,19 +103,24 @@ async def get(wire: H2Wire, stream: int, path: str = "/path") -> None:
 
 
 async def response(wire: H2Wire, stream: int) -> tuple[str | None, bytes]:
-    """Read until the end of a response; return its status and its content."""
-    head = await wire.head(stream)
-    while (head.get(":status") or "").startswith("1"):
-        head = await wire.head(stream)
-    body = b""
-    frame: Frame = head
-    while "END_STREAM" not in frame.flags:
-        frame = await wire.until(
-            Frame, stream, lambda frame: isinstance(frame, (DataFrame, RstStreamFrame))
-        )
-        assert isinstance(frame, DataFrame), frame
-        body += frame.data
-    return head.get(":status"), body
+    """Read until the end of a response, or find it among what was read; status and content.
+
+    Raises:
+      AssertionError: the stream was reset before its end.
+    """
+    while True:
+        status, body = None, b""
+        for frame in wire.received:
+            if frame.stream_id != stream:
+                continue
+            if isinstance(frame, Head) and not (frame.get(":status") or "1").startswith("1"):
+                status = frame.get(":status")
+            elif isinstance(frame, DataFrame):
+                body += frame.data
+            assert not isinstance(frame, RstStreamFrame), frame
+            if "END_STREAM" in frame.flags:
+                return status, body
+        await wire.until(Frame, stream)
 
 
 async def assert_serves(wire: H2Wire, stream: int) -> None:
