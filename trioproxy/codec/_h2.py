@@ -608,7 +608,8 @@ class H2Codec:
                 return False
             how = _How.RESET
         if how is not _How.ENDED:
-            self._charge()
+            if not paid:
+                self._charge()
             if data and how is _How.RESET_BY_PEER and self.failure is None:
                 # It knows that there is nobody any more (RFC 9113 section 5.1, closed).
                 reset = RstStreamFrame(stream_id, error_code=STREAM_CLOSED)
