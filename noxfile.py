@@ -23,11 +23,11 @@ HERE = Path(__file__).parent
 CHECKED = ("trioproxy", "tests", "examples", "noxfile.py")
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    """Install the package and the requirements of dependency groups."""
+def install(session: nox.Session, *groups: str, package: str = ".") -> None:
+    """Install the package, perhaps with extras, and the requirements of dependency groups."""
     project = nox.project.load_toml(HERE / "pyproject.toml")
     requirements = nox.project.dependency_groups(project, *groups) if groups else ()
-    session.install("--editable", ".", *dict.fromkeys(requirements))
+    session.install("--editable", package, *dict.fromkeys(requirements))
 
 
 @nox.session
@@ -40,7 +40,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo: ``-- --once`` to end after it, ``-- NAME`` for an example, ``-- --list``."""
-    install(session)
+    install(session, package=".[selfsigned]")
     # On Ctrl-C the child gets the signal as well, and ends by itself.
     session.run("python", "-m", "examples", *session.posargs, interrupt_timeout=15.0)
 

@@ -1,5 +1,7 @@
 """The demo: an origin, a gateway in front of it, and what the gateway's filters do to requests.
 
+The gateway speaks HTTP/1.1, and HTTP/2 over TLS at a second address.
+
 python -m examples                 the demo; it stays up until Ctrl-C
 python -m examples --once          the same, and out: 0, or 1 where a reply was not right
 python -m examples --list          the examples
@@ -17,9 +19,12 @@ import importlib
 import inspect
 import math
 import os
+import re
 import signal
 import socket
+import ssl
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -31,13 +36,21 @@ import h11
 import trio
 
 import trioproxy
-from trioproxy import HttpPeer
+from trioproxy import HttpPeer, Listener, TlsSettings
 
 from ._connect_server import serve as serve_connect
 from ._gateway import Broken, Gateway
+from ._grpc_origin import serve as serve_grpc
+from ._h2_client import NoHttp2
+from ._h2_client import get as get_over_h2
 from ._origin import serve as serve_origin
 
 HERE = Path(__file__).parent
+
+#: What the certificates of an example are for, which it finds in its last argument.
+CERTIFICATES = {"tls_gateway": ("one.test", "two.test"), "mtls": ("localhost", "me@example.test")}
+#: The examples whose origin is not that of all others.
+ORIGINS = {"grpc_router": serve_grpc}
 
 
 def say(text: str = "") -> None:
@@ -57,6 +70,7 @@ class Step:
       lines: Lines that the reply must have, and which callback made them so.
       body: What is posted; a GET where there is nothing.
       absent: Field names that the reply must not have.
+      http2: Whether it is sent over TLS and HTTP/2.
     """
 
     title: str
@@ -64,11 +78,23 @@ class Step:
     lines: dict[str, str]
     body: str = ""
     absent: tuple[str, ...] = ()
+    http2: bool = False
 
-    def curl(self, url: str) -> str:
+    def curl(self, gateway: Addresses) -> str:
         """Return the command that sends this request."""
         post = f"-d '{self.body}' " if self.body else ""
-        return f"curl -i -N {post}{url}{self.target}"
+        if self.http2:
+            return f"curl -i -N --http2 --cacert {gateway.ca} {gateway.tls}{self.target}"
+        return f"curl -i -N {post}{gateway.plain}{self.target}"
+
+
+@attrs.frozen
+class Addresses:
+    """Where the gateway is: its URLs without TLS and with it, and the file of whom to trust."""
+
+    plain: str
+    tls: str
+    ca: Path
 
 
 STEPS = (
@@ -118,6 +144,18 @@ STEPS = (
         },
         body="hello origin",
     ),
+    Step(
+        "The same gateway over TLS, where ALPN agrees on HTTP/2; the origin speaks HTTP/1.1",
+        "/hello",
+        {
+            "HTTP/2 200": "",
+            "x-served-by: gateway": "response_filter",
+            "GET /hello": "from here on: what the origin was asked",
+            "x-gateway: demo": "upstream_request_filter",
+        },
+        absent=("server",),
+        http2=True,
+    ),
 )
 
 
@@ -130,8 +168,16 @@ class Reply:
     arrived: list[float] = attrs.field(factory=list)
 
 
-async def ask(url: str, step: Step) -> Reply:
+async def ask(gateway: Addresses, step: Step) -> Reply:
     """Send a step's request and read the reply, one connection for each."""
+    if step.http2:
+        trust = ssl.create_default_context(cafile=gateway.ca)
+        head, body = await get_over_h2(gateway.tls, step.target, trust)
+        return Reply(head, body)
+    return await ask_over_h1(gateway.plain, step)
+
+
+async def ask_over_h1(url: str, step: Step) -> Reply:
     authority = url.removeprefix("http://")
     host, _, port = authority.rpartition(":")
     connection = h11.Connection(h11.CLIENT)
@@ -167,10 +213,14 @@ async def ask(url: str, step: Step) -> Reply:
 def compare(step: Step, reply: Reply) -> list[str]:
     """Print a reply beside what made it so; return what is wrong with it."""
     body = reply.body.splitlines()
-    times = [f"{seconds * 1000:3.0f} ms" for seconds in reply.arrived] if len(body) > 1 else []
+    times = (
+        [f"{seconds * 1000:3.0f} ms" for seconds in reply.arrived]
+        if step.target == "/count"
+        else []
+    )
     for index, line in enumerate([*reply.head, "", *body] if body else reply.head):
         made_by = step.lines.get(line, "")
-        if step.target == "/count" and 0 <= (place := index - len(reply.head) - 1) < len(times):
+        if 0 <= (place := index - len(reply.head) - 1) < len(times):
             made_by += f", {times[place]}"
         say(f"  {line:<44} <- {made_by}" if made_by else f"  {line}")
     names = [line.partition(":")[0] for line in reply.head[1:]]
@@ -184,17 +234,17 @@ def compare(step: Step, reply: Reply) -> list[str]:
     ]
 
 
-async def show(url: str, logged: trio.MemoryReceiveChannel[str]) -> int:
+async def show(gateway: Addresses, logged: trio.MemoryReceiveChannel[str]) -> int:
     """Run every step; return how many replies were not right."""
     wrong = 0
     for number, step in enumerate(STEPS, 1):
-        say(f"\n{number}. {step.title}\n\n$ {step.curl(url)}")
+        say(f"\n{number}. {step.title}\n\n$ {step.curl(gateway)}")
         faults: list[str] = []
         try:
             with trio.fail_after(10):
-                faults = compare(step, await ask(url, step))
+                faults = compare(step, await ask(gateway, step))
                 say(f"\n  logging: {await logged.receive()}")
-        except (OSError, trio.BrokenResourceError, h11.ProtocolError) as exc:
+        except (OSError, trio.BrokenResourceError, h11.ProtocolError, NoHttp2) as exc:
             faults.append(f"{type(exc).__name__}: {exc}")
         except trio.TooSlowError:
             faults.append("no whole reply within 10 s")
@@ -219,6 +269,13 @@ async def demo(*, once: bool, gateway: type[Gateway] = Gateway) -> int:
     Returns:
       The exit code: 1 where a reply was not right and ``once`` is set, else 0.
     """
+    with tempfile.TemporaryDirectory(prefix="trioproxy-") as name:
+        certificates = Path(name)
+        make_certificates(certificates, "localhost")
+        return await demo_with(certificates, once=once, gateway=gateway)
+
+
+async def demo_with(certificates: Path, *, once: bool, gateway: type[Gateway]) -> int:
     wrong = 0
     stopping = False
     send, logged = trio.open_memory_channel[str](math.inf)
@@ -233,18 +290,23 @@ async def demo(*, once: bool, gateway: type[Gateway] = Gateway) -> int:
         async with trio.open_nursery() as nursery:
             origin = await nursery.start(serve_origin, "127.0.0.1:0")
             proxy = gateway(HttpPeer.parse(origin), send.send_nowait)
-            running = await nursery.start(trioproxy.serve, proxy, "127.0.0.1:0")
-            url = running.urls[0]
+            tls = TlsSettings(str(certificates / "localhost.pem"))
+            binds = ("127.0.0.1:0", Listener("127.0.0.1:0", tls=tls))
+            running = await nursery.start(trioproxy.serve, proxy, *binds)
+            at = Addresses(running.urls[0], running.urls[1], certificates / "ca.pem")
             with trio.CancelScope() as scope:
                 nursery.start_soon(stop_on_signal, signals, scope)
-                say(f"An origin runs at {origin}, and in front of it a gateway at {url}.")
-                wrong = await show(url, logged)
+                say(f"An origin runs at {origin}, and in front of it a gateway at {at.plain}")
+                say(f"and, with TLS and HTTP/2, at {at.tls}.")
+                wrong = await show(at, logged)
                 if not once:
                     say(
-                        f"\nBoth stay up until Ctrl-C. Ask the gateway {url} from another terminal:\n"
+                        f"\nBoth stay up until Ctrl-C. Ask the gateway {at.plain} from another "
+                        "terminal:\n"
                     )
                     for step in STEPS:
-                        say(f"  {step.curl(url)}")
+                        say(f"  {step.curl(at)}")
+                    say("\n(-k in place of --cacert FILE trusts anybody.)")
                     say("\nIts logging callback, as requests come:")
                     async for line in logged:
                         say(f"  {line}")
@@ -297,6 +359,20 @@ def an_origin(serve: Callable[..., Awaitable[None]] = serve_origin) -> Iterator[
         thread.join()
 
 
+def make_certificates(directory: Path, *names: str) -> None:
+    """Write certificates for names, and whom to trust, into a directory.
+
+    Raises:
+      SystemExit: the package that makes them is not installed.
+    """
+    try:
+        from ._certificates import make
+    except ModuleNotFoundError as exc:
+        say(f"{exc.name} is needed here: python -m pip install 'trioproxy[selfsigned]'")
+        raise SystemExit(1) from exc
+    make(directory, *names)
+
+
 @contextlib.contextmanager
 def nobody() -> Iterator[str]:
     """Hold an address on which nobody answers."""
@@ -310,21 +386,32 @@ def run_example(name: str, about: str) -> None:
     main = importlib.import_module(f"examples.{name}").main
     text = inspect.cleandoc(inspect.getdoc(sys.modules[f"examples.{name}"]) or "")
     with contextlib.ExitStack() as stack:
-        origins = [stack.enter_context(an_origin())]
+        origins = [stack.enter_context(an_origin(ORIGINS.get(name, serve_origin)))]
         if name == "failover":
             origins.insert(0, stack.enter_context(nobody()))
         if name == "connect_proxy":
             origins.append(stack.enter_context(an_origin(serve_connect)))
+        if name == "grpc_router":
+            origins.append(stack.enter_context(an_origin(serve_grpc)))
         with nobody() as url:
-            bind = url.removeprefix("http://")
+            arguments = [*origins, url.removeprefix("http://")]
+        certificates = "certs"
+        if name in CERTIFICATES:
+            certificates = stack.enter_context(tempfile.TemporaryDirectory(prefix="trioproxy-"))
+            make_certificates(Path(certificates), *CERTIFICATES[name])
+            arguments.append(certificates)
         # What to try: the docstring from its first command on, with the address that is in use.
-        start = text.rindex("\n", 0, text.index("$ curl")) + 1
-        commands = textwrap.dedent(text[start:]).replace("127.0.0.1:8080", bind)
+        command = re.search(r"^ *\$ ", text, re.MULTILINE)
+        assert command is not None
+        commands = textwrap.dedent(text[command.start() :]).replace(
+            "127.0.0.1:8080", arguments[len(origins)]
+        )
+        commands = commands.replace("certs/", f"{certificates}/")
         say(f"{about} Ctrl-C ends it.\n\n{commands.strip()}\n")
         if inspect.iscoroutinefunction(main):
-            trio.run(lambda: main(*origins, bind))
+            trio.run(lambda: main(*arguments))
         else:
-            main(*origins, bind)
+            main(*arguments)
 
 
 # -- the command line ------------------------------------------------------------------------------

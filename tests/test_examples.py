@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import re
 import signal
+import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import attrs
 import pytest
 import trio
 
 from examples import __main__ as runner
+from examples import grpc_router, h2_to_h1, mtls, tls_gateway
+from examples._certificates import make
 from examples._connect_server import serve as serve_connect
 from examples._gateway import Broken
+from examples._grpc_origin import serve as serve_grpc
 from examples._origin import serve as serve_origin
 from examples.add_header import AddHeader
 from examples.answer_early import AnswerEarly
@@ -23,6 +31,8 @@ from examples.rewrite_body import NumberLines
 from examples.server_sent_events import NumberEvents
 from examples.slow_client_guard import CONF, MOST, Guard
 from examples.websocket_gateway import WebSockets
+from tests._support.h2_wire import H2Message, H2Peer, H2Wire
+from tests._support.tls_wire import TlsWire
 from tests.server._network import (
     Program,
     an_origin,
@@ -33,7 +43,7 @@ from tests.server._network import (
     receive_until,
     serving,
 )
-from trioproxy import HttpPeer
+from trioproxy import HttpPeer, TlsSettings
 
 pytestmark = pytest.mark.socket
 
@@ -43,11 +53,15 @@ NAMES = [
     "connect_proxy",
     "context_access_log",
     "failover",
+    "grpc_router",
+    "h2_to_h1",
     "inside_trio_app",
+    "mtls",
     "retry_backoff",
     "rewrite_body",
     "server_sent_events",
     "slow_client_guard",
+    "tls_gateway",
     "websocket_gateway",
 ]
 
@@ -251,6 +265,177 @@ async def test_retry_backoff_gives_up_in_the_end() -> None:
             assert (reply.status, reply.fields["x-attempts"]) == (503, "4")
 
 
+# -- TLS and HTTP/2 --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def over_tls(
+    url: str, directory: Path, name: str | None, *alpn: str, own: str | None = None
+) -> AsyncIterator[TlsWire]:
+    """Open TLS with an example, which must have a certificate of this directory's authority."""
+    context = ssl.create_default_context(cafile=directory / "ca.pem")
+    context.set_alpn_protocols(list(alpn) or ["http/1.1"])
+    if own is not None:
+        context.load_cert_chain(directory / f"{own}.pem")
+    async with await connect(url.replace("https:", "http:")) as sock:
+        tls = TlsWire.wrap(trio.StapledStream(sock, sock), context, server_name=name)
+        await tls.handshake()
+        yield tls
+
+
+@asynccontextmanager
+async def over_h2(url: str) -> AsyncIterator[H2Peer]:
+    """Speak HTTP/2 in clear text with an example."""
+    async with await connect(url) as sock, trio.open_nursery() as nursery:
+        peer = H2Peer(H2Wire(trio.StapledStream(sock, sock), client=True))
+        nursery.start_soon(peer.run)
+        yield peer
+        nursery.cancel_scope.cancel()
+
+
+async def got(tls: TlsWire, target: str, *fields: str) -> bytes:
+    """Send a GET over HTTP/1.1 that ends its connection, and return the answer."""
+    await tls.send_all(get(target, *fields))
+    data = bytearray()
+    while piece := await tls.receive_some():
+        data += piece
+    return bytes(data)
+
+
+async def test_tls_gateway_has_a_certificate_for_each_name_and_reads_them_again(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, "one.test", "two.test")
+    served = tls_gateway.settings(tmp_path)
+    async with (
+        the_origin() as peer,
+        serving(tls_gateway.TlsGateway(peer), tls=served) as running,
+    ):
+        (url,) = running.urls
+        for name in ("one.test", "two.test"):
+            async with over_tls(url, tmp_path, name) as tls:
+                reply = await got(tls, "/hello", f"Host: {name}")
+                assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+                assert f"\r\nx-tls: {name} TLSv1.3\r\n".encode() in reply
+        async with over_tls(url, tmp_path, "one.test") as tls:
+            assert (await got(tls, "/", "Host: two.test")).startswith(b"HTTP/1.1 421 ")
+        make(tmp_path, "one.test", "two.test")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            async with over_tls(url, tmp_path, "two.test"):
+                pass
+        assert running.reload()
+        async with over_tls(url, tmp_path, "two.test") as tls:
+            assert b"\r\nx-tls: two.test " in await got(tls, "/", "Host: two.test")
+
+
+async def test_mtls_tells_the_origin_who_the_client_is(tmp_path: Path) -> None:
+    make(tmp_path, "localhost", "me@example.test")
+    async with (
+        the_origin() as peer,
+        serving(mtls.Mtls(peer), **attrs.asdict(mtls.conf(tmp_path), recurse=False)) as running,
+    ):
+        (url,) = running.urls
+        forged = "X-Client-Subject: CN=root"
+        async with over_tls(url, tmp_path, "localhost", own="me@example.test") as tls:
+            reply = await got(tls, "/", forged, "Host: localhost")
+            assert b"\nx-client-subject: O=Examples,OU=trioproxy,CN=me@example.test\n" in reply
+            assert reply.lower().count(b"x-client-subject") == 1
+        async with over_tls(url, tmp_path, "localhost", own="me@example.test") as tls:
+            reply = await got(tls, "/", forged.replace("-", "_"), "Host: localhost")
+            assert reply.startswith(b"HTTP/1.1 400 ")
+        async with over_tls(url, tmp_path, "localhost") as tls:  # TLS 1.3 tells a moment later
+            with pytest.raises((ssl.SSLError, trio.BrokenResourceError)):
+                await got(tls, "/", "Host: localhost")
+
+
+async def test_mtls_refuses_who_came_without_a_certificate(tmp_path: Path) -> None:
+    async with the_origin() as peer, serving(mtls.Mtls(peer)) as running:
+        assert (await ask(running.urls[0])).status == 403
+
+
+async def test_h2_to_h1_carries_many_requests_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async with (
+        the_origin() as peer,
+        serving(h2_to_h1.Versions(peer), h2c=h2_to_h1.CONF.h2c) as running,
+        over_h2(running.urls[0]) as client,
+    ):
+        numbers = [await client.request("GET", f"/{n}", authority="site.test") for n in range(20)]
+        for n, number in enumerate(numbers):
+            message = await client.response(number)
+            assert message.get("x-versions") == "HTTP/2 from the client, HTTP/1.1 to the origin"
+            assert message.body.startswith(b"GET /%d\nHost: site.test\n" % n)
+        first = await ask(running.urls[0])
+        assert first.fields["x-versions"].startswith("HTTP/1.1 from the client")
+
+
+@asynccontextmanager
+async def routing() -> AsyncIterator[H2Peer]:
+    """Run the router before two origins, and a client before it."""
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            urls = [await nursery.start(serve_grpc, "127.0.0.1:0") for _ in range(2)]
+            async with (
+                serving(
+                    grpc_router.router(*urls), **attrs.asdict(grpc_router.CONF, recurse=False)
+                ) as running,
+                over_h2(running.urls[0]) as client,
+            ):
+                yield client
+            nursery.cancel_scope.cancel()
+
+
+async def call(client: H2Peer, method: str, *messages: bytes) -> H2Message:
+    """Call a method with messages of bytes."""
+    body = b"".join(b"\0" + len(each).to_bytes(4, "big") + each for each in messages)
+    fields = [("content-type", "application/grpc"), ("te", "trailers")]
+    return await client.response(await client.request("POST", f"/{method}", fields, body=body))
+
+
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [
+        ("demo.Echo/Say", "demo.Echo"),
+        ("demo.Echo/Shout", "demo.Echo/Shout"),
+        ("demo.Other/Say", "demo.Other"),
+    ],
+)
+async def test_grpc_router_routes_by_service_and_method(method: str, route: str) -> None:
+    async with routing() as client:
+        message = await call(client, method, b"hello", b"again")
+        assert (message.status, message.get("x-routed-by")) == (200, route)
+        assert message.body == b"\0\0\0\0\5hello\0\0\0\0\5again"
+        assert (b"grpc-status", b"0") in (message.trailers or [])
+
+
+async def test_grpc_router_says_that_nobody_has_a_service() -> None:
+    async with routing() as client:
+        message = await call(client, "demo.Nobody/Say", b"hello")
+        assert (message.status, message.get("grpc-status"), message.body) == (200, "12", b"")
+
+
+async def test_grpc_router_uses_the_origin_of_the_route() -> None:
+    with trio.fail_after(20), runner.nobody() as dead:
+        async with trio.open_nursery() as nursery:
+            alive = await nursery.start(serve_grpc, "127.0.0.1:0")
+            async with (
+                serving(grpc_router.router(dead, alive), h2c=True) as running,
+                over_h2(running.urls[0]) as client,
+            ):
+                assert (await call(client, "demo.Echo/Say")).status == 502
+                assert (await call(client, "demo.Echo/Shout")).status == 200
+            nursery.cancel_scope.cancel()
+
+
+def test_certificates_are_made_by_hand_as_well(tmp_path: Path) -> None:
+    directory = tmp_path / "certs"
+    program = Path(runner.__file__).with_name("_certificates.py")
+    subprocess.run([sys.executable, program, directory, "localhost", "one.test"], check=True)
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "ca.pem", "localhost.pem", "one.test.pem",
+    ]  # fmt: skip
+    assert directory.stat().st_mode & 0o077 == 0
+
+
 # -- the demo --------------------------------------------------------------------------------------
 
 
@@ -275,7 +460,29 @@ async def test_the_demo_notices_a_gateway_that_is_broken(
     shown = capsys.readouterr().out
     assert "WRONG: the line 'x-served-by: gateway' is missing (response_filter)" in shown
     assert "WRONG: the field 'server' is still there" in shown
-    assert "3 of 5 replies did not come back right." in shown
+    assert "4 of 6 replies did not come back right." in shown
+
+
+async def test_the_demo_notices_a_second_address_without_http2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "examples.__main__.TlsSettings", lambda path: TlsSettings(path, alpn=("http/1.1",))
+    )
+    with trio.fail_after(20):
+        assert await runner.demo(once=True) == 1
+    assert "WRONG: NoHttp2: ALPN agreed on http/1.1" in capsys.readouterr().out
+
+
+def test_without_trustme_the_demo_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    monkeypatch.delitem(sys.modules, "examples._certificates", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runner.main(["--once"])
+    assert caught.value.code == 1
+    assert "pip install 'trioproxy[selfsigned]'" in capsys.readouterr().out
 
 
 def test_the_environment_can_break_the_demo(
@@ -344,6 +551,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
         ("connect_proxy", "x-tunnel: 200", "$ curl -i http://127.0.0.1:"),
         ("context_access_log", "x-request-id: 1", "GET /hello -> 200"),
         ("failover", "x-attempts: 2", "$ curl -i http://127.0.0.1:"),
+        ("h2_to_h1", "x-versions: HTTP/1.1 from the client, HTTP/1.1 to the origin", "$ curl -i "),
         ("inside_trio_app", "Server: origin", "the program goes on without it\n"),
     ],
 )
@@ -358,6 +566,25 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
             assert f"\r\n{expected_field}\r\n".encode() in reply.raw
             assert await program.ends(signal.SIGINT) == 0
             assert expected_output in program.out
+            assert "Traceback" not in program.err
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "shown"),
+    [
+        ("grpc_router", "http", r"'te: trailers' http://127.0.0.1:\d+/demo.Echo/Say"),
+        ("mtls", "https", r"curl -i --cacert /\S+/ca.pem --cert /\S+.pem https://127.0.0.1:\d+/"),
+        ("tls_gateway", "https", r"--cacert /\S+/ca.pem --connect-to ::127.0.0.1:\d+ https://two"),
+    ],
+)
+async def test_an_example_that_is_not_for_plain_http1_starts_and_says_what_to_try(
+    name: str, scheme: str, shown: str
+) -> None:
+    with trio.fail_after(30):
+        async with Program.start("examples", name) as program:
+            assert (await program.until(r"listening on (\S+)\n")).startswith(f"{scheme}://")
+            assert await program.ends(signal.SIGINT) == 0
+            assert re.search(shown, program.out), program.out
             assert "Traceback" not in program.err
 
 
