@@ -5,9 +5,10 @@ from __future__ import annotations
 import attrs
 
 from .._config import ServerConf
-from ._network import End
+from ._h2_reference import H2Peer, Stream
 from ._reference import Message
 from ._scenario import Answer, Request, Scenario
+from ._secure import AnyEnd
 
 #: The number of the request that asks, in the end, whether the proxy is still well.
 PROBE = 999
@@ -15,6 +16,7 @@ PROBE = 999
 PATIENCE = 400.0
 CONF = ServerConf(
     connect_timeout=5,
+    upstream_tls_timeout=5,
     read_timeout=10,
     write_timeout=10,
     idle_timeout=30,
@@ -51,6 +53,8 @@ class Ctx:
     calls: list[Call] = attrs.field(factory=list)
     began: float = 0.0
     ended: float = 0.0
+    #: The address of the client's connection.
+    client: str | None = None
 
 
 @attrs.define(eq=False)
@@ -67,6 +71,8 @@ class Asked:
     #: ``complete``, ``cut``, ``ended`` (before an answer), ``hang``, ``left`` (by itself) or ``""``.
     outcome: str = ""
     reset: bool = False
+    #: In HTTP/2.
+    stream: Stream | None = None
 
 
 @attrs.define(eq=False)
@@ -80,15 +86,23 @@ class Received:
     answer: Answer
     #: All bytes of the response were handed to the link.
     answered: bool = False
+    #: The origin said that it did not look at it: REFUSED_STREAM, or a GOAWAY below it.
+    disowned: bool = False
+    #: Whether the connection has TLS.
+    secure: bool = False
+    #: In HTTP/2.
+    stream: Stream | None = None
 
 
 @attrs.define(eq=False)
 class OriginSide:
     """A connection as the origin saw it."""
 
-    end: End
+    end: AnyEnd
     #: ``idle``, ``busy`` or ``gone``.
     state: str = "idle"
+    #: In HTTP/2.
+    peer: H2Peer | None = None
 
 
 @attrs.define(eq=False)

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from .._errors import ProxyError
-from ._network import End
+from ._secure import AnyEnd
 
 BLOCK = 16
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -70,7 +70,7 @@ class Message:
 class Wire:
     """Reads messages from a link's end, and writes bytes to it."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: AnyEnd) -> None:
         """Take over an end."""
         self.end = end
         self.buffer = bytearray()

@@ -17,6 +17,84 @@ from ._repr import Value
 T = TypeVar("T")
 
 
+#: What a party of a connection speaks.
+Speaks = Literal["h1", "h1-tls", "h2c", "h2-tls", "stranger"]
+
+
+@attrs.frozen(repr=False)
+class Change(Value):
+    """New SETTINGS of a party.
+
+    Attributes:
+      frames: How many frames it has received then.
+      window: The initial window of streams, None to leave it.
+      streams: The streams that it allows, None to leave that.
+    """
+
+    frames: int = 0
+    window: int | None = None
+    streams: int | None = None
+
+
+@attrs.frozen(repr=False)
+class GoAway(Value):
+    """A party's GOAWAY.
+
+    Attributes:
+      frames: How many frames it has received then.
+      code: The error code.
+      last: The last stream that it takes, None for all that it has seen.
+      leaves: Whether it goes at once, and not when its streams are over.
+    """
+
+    frames: int = 0
+    code: int = 0
+    last: int | None = None
+    leaves: bool = False
+
+
+@attrs.frozen(repr=False)
+class Http2(Value):
+    """How a party behaves on an HTTP/2 connection.
+
+    Attributes:
+      window: The initial window that it gives streams.
+      more: What it adds to the connection's window in the beginning.
+      streams: The streams that it allows; an origin's matter.
+      pad: Bytes of padding in each DATA frame, where the window has room.
+      piece: Bytes of content in a DATA frame.
+      stall: Seconds in which it gives no credit at all.
+      deaf: Whether PING is left unanswered.
+      changes: Its new SETTINGS, in order.
+      goaway: Its GOAWAY, or None.
+    """
+
+    window: int = 65535
+    more: int = 0
+    streams: int | None = None
+    pad: int = 0
+    piece: int = 16384
+    stall: float = 0.0
+    deaf: bool = False
+    changes: tuple[Change, ...] = ()
+    goaway: GoAway | None = None
+
+
+@attrs.frozen(repr=False)
+class Reset(Value):
+    """A client's RST_STREAM.
+
+    Attributes:
+      frames: How many frames of the stream it has received then.
+      wait: Seconds behind that.
+      code: The error code.
+    """
+
+    frames: int = 0
+    wait: float = 0.0
+    code: int = 8
+
+
 @attrs.frozen(repr=False)
 class Answer(Value):
     """What the origin does with a request.
@@ -29,11 +107,17 @@ class Answer(Value):
       infos: Interim statuses before it.
       early: Whether it answers before it reads the request's body.
       wait: Seconds before it answers.
-      cut: The number of bytes of the response after which the origin leaves; None for all.
-      leave: How it leaves, ``"close"`` or ``"reset"``.
+      cut: The number of bytes of the response after which the origin leaves; None for all. In
+        HTTP/2 bytes of content: 0 is before the head, 1 right behind it.
+      leave: How it leaves, ``"close"``, ``"reset"``, or (over TLS) ``"truncate"``: a close without
+        close_notify.
       after: What it does behind the response: ``"keep"`` the connection, ``"close"`` with a word,
         ``"drop"`` it in silence, send an ``"extra"`` response.
       after_wait: Seconds before that.
+      code: In HTTP/2 it does not leave, but resets the stream with this error code, behind ``cut``
+        bytes or behind all.
+      wrong: In HTTP/2 the response is malformed: ``"status"``, ``"name"``, ``"field"``,
+        ``"length"``, ``"interim"`` or ``"trailers"``.
     """
 
     status: int = 200
@@ -44,9 +128,11 @@ class Answer(Value):
     early: bool = False
     wait: float = 0.0
     cut: int | None = None
-    leave: Literal["close", "reset"] = "close"
+    leave: Literal["close", "reset", "truncate"] = "close"
     after: Literal["keep", "close", "drop", "extra"] = "keep"
     after_wait: float = 0.0
+    code: int | None = None
+    wrong: Literal["status", "name", "field", "length", "interim", "trailers"] | None = None
 
 
 @attrs.frozen(repr=False)
@@ -65,6 +151,7 @@ class Request(Value):
       stops: The number of bytes of the body after which the client stalls until it gives up.
       answers: What the origin does at the first attempt, the second, and so on; the last
         holds for all that follow. Nothing is `Answer()`.
+      reset: In HTTP/2 the client's RST_STREAM, or None.
     """
 
     method: str = "GET"
@@ -76,6 +163,7 @@ class Request(Value):
     wait: float = 0.0
     stops: int | None = None
     answers: tuple[Answer, ...] = ()
+    reset: Reset | None = None
 
 
 @attrs.frozen(repr=False)
@@ -85,12 +173,14 @@ class Client(Value):
     Attributes:
       requests: What it asks, one after another.
       start: Seconds before it connects.
-      pipelined: Whether it sends all without waiting for answers.
+      pipelined: Whether it sends all without waiting for answers; in HTTP/2 all at once.
       fin: Whether it ends its output behind the last, where it is pipelined, and then reads.
       slow: Seconds before it reads each answer.
       leaves: Seconds after connecting when it leaves whatever happens; None for never.
-      end: How it leaves in the end, ``"close"``, ``"half-close"`` or ``"reset"``.
+      end: How it leaves in the end, ``"close"``, ``"half-close"``, ``"reset"``, or (over TLS)
+        ``"truncate"``: a close without close_notify.
       link: Its way to the proxy.
+      http2: How it speaks HTTP/2, None for HTTP/1.
     """
 
     requests: tuple[Request, ...] = ()
@@ -99,8 +189,9 @@ class Client(Value):
     fin: bool = False
     slow: float = 0.0
     leaves: float | None = None
-    end: Literal["close", "half-close", "reset"] = "close"
+    end: Literal["close", "half-close", "reset", "truncate"] = "close"
     link: Link = PLAIN
+    http2: Http2 | None = None
 
 
 @attrs.frozen(repr=False)
@@ -143,10 +234,13 @@ class Name(Value):
     Attributes:
       host: The name.
       address: The origin's address, None where the look-up fails.
+      speaks: ``"h1"``, ``"h1-tls"``, ``"h2c"``, ``"h2-tls"``, or ``"stranger"`` for TLS with
+        another's certificate.
     """
 
     host: str
     address: str | None = None
+    speaks: Speaks = "h1"
 
 
 #: The table where a scenario says nothing.
@@ -169,6 +263,11 @@ class Scenario(Value):
       stop: How the server stops, or None.
       fail_operation: The number of the stream operation of the proxy that fails; 0 for none.
       seed: Of the order of tasks.
+      secure: Whether clients come over TLS.
+      origin_http2: How the origin speaks HTTP/2, by the order of connections.
+      most_streams: Streams that the proxy allows a client.
+      shared: Requests that a connection to the origin may carry at once.
+      ping: Seconds between two PINGs to the origin, None for none.
     """
 
     clients: tuple[Client, ...] = ()
@@ -181,6 +280,11 @@ class Scenario(Value):
     stop: Stop | None = None
     fail_operation: int = 0
     seed: int = 0
+    secure: bool = False
+    origin_http2: tuple[Http2, ...] = ()
+    most_streams: int = 100
+    shared: int = 100
+    ping: float | None = None
 
     def requests(self) -> list[tuple[int, int, Request]]:
         """Return all requests with their numbers and those of their clients."""
