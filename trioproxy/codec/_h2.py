@@ -559,14 +559,8 @@ class H2Codec:
 
     def _decode_only(self, block: list[Frame]) -> bool:
         """Decode a block that nobody wants: the table is shared by all streams."""
-        parts: list[bytes] = []
-        for frame in block:
-            payload = frame.raw[9:]
-            if frame.type == _HEADERS and frame.flags & 0x8:
-                payload = payload[1 : len(payload) - payload[0]]
-            parts.append(payload)
         try:
-            self._h2.decoder.decode(b"".join(parts), raw=True)
+            self._h2.decoder.decode(b"".join([frame.raw[9:] for frame in block]), raw=True)
         except OversizedHeaderListError:
             self.fail(ENHANCE_YOUR_CALM, "the header list is too large", "h2_header_list")
             return False
@@ -628,8 +622,7 @@ class H2Codec:
     def _stream_fault(self, stream_id: int, code: int, text: str, events: list[Event]) -> None:
         """Reset a stream for the peer's fault."""
         if stream_id not in self._live:
-            frame_like = _Where(stream_id)
-            self._check_known(frame_like)  # type: ignore[arg-type]  # only its stream is looked at
+            self._check_known(Frame(_WINDOW_UPDATE, 0, stream_id, 0, b""))
             return
         self.reset(stream_id, code)
         self._charge()
@@ -756,12 +749,3 @@ class H2Codec:
             self.gate.credit_data(self._data_frames)
             self._data_frames = 0
         return data
-
-
-class _Where:
-    """A place that a fault is told of where there is no frame."""
-
-    __slots__ = ("stream_id",)
-
-    def __init__(self, stream_id: int) -> None:
-        self.stream_id = stream_id

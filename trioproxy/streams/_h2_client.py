@@ -120,6 +120,12 @@ class H2ClientConnection(H2Base, UpstreamConnection):
         return self.codec.settings_received
 
     @property
+    def full(self) -> bool:
+        """Whether the origin allows no stream more: it may have changed its mind since a lease."""
+        codec = self.codec
+        return codec.settings_received and len(self.streams) >= codec.peer_max_streams
+
+    @property
     def busy(self) -> int:
         """Exchanges that it carries now."""
         return self._busy
@@ -392,7 +398,7 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
             raise ProxyError.explain(ErrorType.ConnectionClosed, "the exchange is over").into_up()
         first = events[0]
         if not self.anything_sent:
-            if connection.lost is not None or connection.retired:
+            if connection.lost is not None or connection.retired or connection.full:
                 self._cannot_start()
             if type(first) is RequestHeader and first.offers is not None:
                 await self._ask_for_connect()
