@@ -6,6 +6,7 @@ signatures have one length, those over elliptic curves do not.
 
 from __future__ import annotations
 
+import importlib
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
