@@ -45,7 +45,7 @@ def credentials() -> Credentials:
       RuntimeError: trustme is not installed.
     """
     try:
-        import trustme  # only scenarios with TLS need it
+        trustme: Any = importlib.import_module("trustme")  # for scenarios with TLS alone
     except ImportError as exc:
         raise RuntimeError(
             "scenarios with TLS need trustme: pip install trioproxy[selfsigned]"
