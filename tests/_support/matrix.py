@@ -126,9 +126,9 @@ def certificate(name: str) -> trustme.LeafCert:
 
 
 @functools.cache
-def origin_context(name: str, leg: Leg) -> ssl.SSLContext:
+def origin_context(name: str, alpn: tuple[str, ...]) -> ssl.SSLContext:
     """Return what an origin offers over TLS."""
-    return server_context(certificate(name), alpn=leg.alpn)
+    return server_context(certificate(name), alpn=alpn)
 
 
 @functools.cache
@@ -647,7 +647,11 @@ class _Network:
     leg: Leg
     origins: Origins
     link: Link
+    #: What an origin with TLS takes.
+    alpn: tuple[str, ...] = ()
     asked: list[str] = attrs.field(factory=list)
+    #: What was agreed on with each of them.
+    spoken: list[str | None] = attrs.field(factory=list)
     #: Origins' connections of HTTP/2.
     peers: list[H2Peer] = attrs.field(factory=list)
 
@@ -669,15 +673,17 @@ class _Network:
         stream = stapled(end)
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                h2 = self.leg.h2
                 if self.leg.tls:
-                    tls = TlsWire.wrap(stream, origin_context(name, self.leg), server_side=True)
+                    tls = TlsWire.wrap(stream, origin_context(name, self.alpn), server_side=True)
                     await tls.handshake()
-                    assert tls.alpn == self.leg.alpn[0] or not self.leg.h2, tls.alpn
+                    h2 = tls.alpn == "h2"
+                    self.spoken.append(tls.alpn)
                     stream = tls.stapled
                 if isinstance(handler, Frames):
                     with contextlib.suppress(EOFError):
                         await handler.script(H2Wire(stream, client=False, number=number))
-                elif self.leg.h2:
+                elif h2:
                     await self._serve_h2(stream, number, handler)
                 else:
                     await self._serve_h1(Wire(stream, number), handler)
@@ -798,7 +804,7 @@ def peer_for(upstream: _Network, peer: HttpPeer | str, **options: Any) -> HttpPe
         peer,
         port=443 if leg.tls else 80,
         scheme=leg.scheme,
-        options=attrs.evolve(peer.options, **more, **options),
+        options=attrs.evolve(peer.options, **(more | options)),
     )
 
 
@@ -821,6 +827,7 @@ async def open_matrix(
     conf: ServerConf | None = None,
     link: Link = PLAIN,
     upstream_link: Link = PLAIN,
+    alpn: Sequence[str] = (),
     check_windows: bool = True,
 ) -> AsyncIterator[Matrix]:
     """Run a proxy object between clients and origins of a pairing's kinds.
@@ -832,6 +839,7 @@ async def open_matrix(
       conf: Timeouts and limits.
       link: The links of clients.
       upstream_link: The links to origins.
+      alpn: What origins with TLS take; nothing stands for what the pairing says.
       check_windows: Whether every byte must have come back as credit at the end.
     """
     if not isinstance(origins, Mapping):
@@ -841,7 +849,14 @@ async def open_matrix(
     acceptor = MemoryAcceptor(network)
     with trio.fail_after(7200):
         async with trio.open_nursery() as nursery:
-            upstream = _Network(network, nursery, pairing.up, origins, upstream_link)
+            upstream = _Network(
+                network,
+                nursery,
+                pairing.up,
+                origins,
+                upstream_link,
+                tuple(alpn or pairing.up.alpn),
+            )
             if isinstance(proxy, Recorder):
                 proxy.peers = tuple([peer_for(upstream, each) for each in proxy.peers])
             async with trio.open_nursery() as serving:
