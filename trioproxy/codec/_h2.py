@@ -549,11 +549,8 @@ class H2Codec:
             self._stream_fault(stream_id, PROTOCOL_ERROR, str(exc), events)
             return
         except MessageRefused as exc:
-            if end:
-                live.remote_end = True
             live.got_head = True
             events.append(HeadRefused(stream_id, exc, end))
-            return
         if end:
             self._remote_ended(stream_id, live)
 
@@ -721,7 +718,8 @@ class H2Codec:
         """Reset a stream; does nothing where it is over."""
         if stream_id in self._live:
             live = self._live[stream_id]
-            if live.stream is not None:
+            if live.stream is not None and not live.stream.closed:
+                # Where a malformed head ended the stream it is closed for h2, and for the peer.
                 self._h2.reset_stream(stream_id, code)
             self._gone(stream_id, _How.RESET)
 
