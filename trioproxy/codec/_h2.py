@@ -286,6 +286,7 @@ class H2Codec:
         )
         self._h2.encoder = _Encoder()
         self._h2.decoder.max_header_list_size = LIST_HARD_STOP
+        self._last_told = LARGEST_ID
         self._live: dict[int, _Live] = {}
         # Streams that are over, the latest ones, and how they ended.
         self._closed: OrderedDict[int, _How] = OrderedDict()
@@ -318,9 +319,11 @@ class H2Codec:
 
     def goaway(self, code: int, last_stream_id: int, text: str = "") -> None:
         """Tell the peer that nothing above a stream is taken (RFC 9113 section 6.8)."""
+        # What was disowned once stays so: the peer may have sent it elsewhere meanwhile.
+        self._last_told = min(self._last_told, last_stream_id)
         frame = GoAwayFrame(
             0,
-            last_stream_id=last_stream_id,
+            last_stream_id=self._last_told,
             error_code=code,
             additional_data=text.encode("ascii", "replace")[:128],
         )

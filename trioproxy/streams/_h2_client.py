@@ -18,6 +18,7 @@ import trio
 from .._errors import ErrorType, ProxyError, RetryType
 from .._info import ConnectionInfo
 from .._messages import END, RequestEvent, RequestHeader, ResponseEvent, ResponseHeader, Trailers
+from ..codec._h1 import MAX_INFORMATIONAL
 from ..codec._h2 import LARGEST_ID, H2Codec
 from ..codec._h2_events import (
     CANCEL,
@@ -86,8 +87,6 @@ class H2ClientConnection(H2Base, UpstreamConnection):
         self.on_room: Callable[[UpstreamConnection], None] = lambda _: None
         #: Whether no more exchanges start, although those under way go on.
         self.retired = False
-        #: Whether the origin wants to be asked over HTTP/1.1 (row H2-25).
-        self.http1_required = False
         self._busy = 0
         self._last_taken = LARGEST_ID
         self._ping_scope = trio.CancelScope()
@@ -234,9 +233,11 @@ class H2ClientConnection(H2Base, UpstreamConnection):
             if stream.stream_id > self._last_taken:
                 assert isinstance(stream, H2UpstreamStream)
                 stream.stop_sending()
-                stream.disowned(f"its GOAWAY ({error_name(event.code)}) came before the request")
-        if event.code == HTTP_1_1_REQUIRED:
-            self.http1_required = True
+                if event.code == HTTP_1_1_REQUIRED:
+                    stream.downgraded()
+                else:
+                    why = f"its GOAWAY ({error_name(event.code)}) came before the request"
+                    stream.disowned(why)
         self.on_room(self)
 
     # -- streams ---------------------------------------------------------------------------------
@@ -265,6 +266,14 @@ class H2ClientConnection(H2Base, UpstreamConnection):
         assert isinstance(head, ResponseHeader)
         if head.status == 101 or head.status >= 200:
             stream.responded = True
+        else:
+            stream.informational += 1
+            if stream.informational > MAX_INFORMATIONAL:  # row U1-06
+                stream.stop_sending()
+                stream.fail(ErrorType.InvalidHTTPHeader, "too many informational responses")
+                self.codec.reset(event.stream_id, CANCEL)
+                self.ring_writer()
+                return
         stream.events.append(head)
         if event.end:
             stream.complete = True
@@ -311,6 +320,8 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
         self.body_bytes_received = 0
         self.write_pending_time = 0.0
         self.writer = H2Writer()
+        #: 1xx heads that came before it.
+        self.informational = 0
         #: Whether the response's final head has come, and its end.
         self.responded = False
         self.complete = False
@@ -351,6 +362,12 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
             retry = RetryType.Decided(True) if not self.responded else None
             self.fail(ErrorType.H2Error, text, retry)
 
+    def downgraded(self) -> None:
+        """End the exchange: the origin wants it over HTTP/1.1 (row H2-25)."""
+        if not self.complete:
+            retry = RetryType.Decided(True) if not self.responded else None
+            self.fail(ErrorType.H2Downgrade, "the origin requires HTTP/1.1", retry)
+
     def on_reset(self, code: int) -> None:
         """See the origin reset the stream."""
         if self.complete:  # it wants no more of the request; its response stands (row H2-21)
@@ -358,9 +375,7 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
         elif code == REFUSED_STREAM:
             self.disowned("it refused the stream")
         elif code == HTTP_1_1_REQUIRED:
-            self.connection.http1_required = True
-            retry = RetryType.Decided(True) if not self.responded else None
-            self.fail(ErrorType.H2Downgrade, "the origin requires HTTP/1.1", retry)
+            self.downgraded()
         else:
             self.fail(ErrorType.H2Error, f"the origin reset the stream ({error_name(code)})")
 
