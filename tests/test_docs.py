@@ -19,7 +19,7 @@ import pytest
 import trio
 
 import trioproxy
-from trioproxy import ErrorType, Listener, PeerOptions, ProxyHttp, ServerConf
+from trioproxy import ErrorType, Listener, PeerOptions, ProxyHttp, ServerConf, TlsSettings
 from trioproxy.proxy._plan import CALLBACKS
 from trioproxy.server import _cli
 
@@ -158,6 +158,23 @@ def test_the_table_of_peer_options_is_that_of_the_class() -> None:
     assert {plain(row[1]) for row in times} <= settings | {"no limit"}
     for row in rows[len(times) :]:
         assert plain(row[1]) == options[plain(row[0])]
+
+
+def test_the_limits_of_http2_are_listed_with_the_counters_that_the_code_has() -> None:
+    documented = {plain(row[2]) for row in table("http2.rst", "h2-limits")} - {"none", "refused"}
+    found: set[str] = set()
+    for path in (ROOT / "trioproxy").glob("*/_h2*.py"):
+        source = path.read_text(encoding="utf-8")
+        found.update(re.findall(r"_calm\(\s*\"[^\"]*\",\s*\"(\w+)\"", source))
+        found.update(re.findall(r"\"(h2_\w+)\"", source))
+    assert len(found) > 10
+    assert documented == found
+
+
+def test_the_table_of_tls_settings_has_every_field() -> None:
+    rows = re.findall(r"^   \* - (``.*``)$", read("docs/tls.rst"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"``(\w+)``", row)}
+    assert {field.name for field in attrs.fields(TlsSettings)} <= named
 
 
 def options_of(

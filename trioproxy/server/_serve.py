@@ -68,8 +68,9 @@ class Statistics:
       refusals: The same by status, as pairs of status and number.
       errors: Sessions that ended with an error, by its source and kind, such as
         ``("Upstream ReadTimedout", 3)``; every timeout and limit within a session is among them.
-      limits_hit: Client connections that ended between two requests, by the setting that ended
-        them: ``idle_timeout``, ``drain_bytes`` or ``drain_timeout``.
+      limits_hit: What ended client connections beside their requests, by the setting or the limit:
+        ``idle_timeout``, ``drain_bytes`` or ``drain_timeout``; ``tls_`` and an error's kind for TLS
+        handshakes; for HTTP/2 the limits that the documentation's page on it lists.
       sessions_shed: Requests answered 503 as ``max_sessions`` were in flight.
       connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
