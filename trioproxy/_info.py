@@ -46,7 +46,8 @@ class TlsInfo:
       cipher: The cipher suite by OpenSSL's name.
       sni: The server name that the client asked for, None where it asked for none.
       alpn: The protocol that ALPN chose, None where it chose none.
-      peer_subject: The subject of the peer's verified certificate, such as ``CN=client,O=Us``.
+      peer_subject: The subject of the peer's verified certificate, such as ``O=Us,CN=client``, in
+        the certificate's order and with the escapes of RFC 4514 section 2.4.
       peer_serial: The serial number of that certificate, in hexadecimal digits.
       peer_sha256: The SHA-256 of the peer's certificate, verified or not, in hexadecimal digits.
       handshake_time: Seconds that the handshake took.

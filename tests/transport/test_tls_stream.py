@@ -418,6 +418,28 @@ async def test_what_was_agreed_is_told(autojump_clock: object) -> None:
     assert made.client.tls.sni == "example.com"
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("me,O=Admins", r"CN=me\,O=Admins"),
+        ("me+UID=root", r"CN=me\+UID=root"),
+        ('a\\b "c" <d>;', r"CN=a\\b \"c\" \<d\>\;"),
+        ("#me ", r"CN=\#me\ "),
+        (" me", r"CN=\ me"),
+        ("me\nO=Admins", r"CN=me\0aO=Admins"),
+        ("Zoë", "CN=Zoë"),
+    ],
+)
+async def test_a_subject_cannot_be_read_in_two_ways(name: str, told: str) -> None:
+    server, client = server_context(), client_context()
+    CA.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    CA.issue_cert("me@example.com", common_name=name).configure_cert(client)
+    with trio.fail_after(10):
+        made = await connect(client=client, server=server)
+    assert (made.server.tls.peer_subject or "").endswith(f",{told}")
+
+
 async def test_an_address_is_verified_and_never_asked_for() -> None:
     with trio.fail_after(10):
         made = await connect(name="127.0.0.1")

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import ipaddress
 import math
+import re
 import ssl
 from collections.abc import Sequence
 
@@ -418,6 +419,18 @@ _SHORT = {
 }
 
 
+# What must not be taken for the end of a value, nor be lost in a log (RFC 4514 section 2.4).
+_SPECIAL = re.compile(r"[\x00-\x1f\x7f\"+,;<>\\]|^[ #]| $")
+
+
+def _escaped(value: str) -> str:
+    def escape(found: re.Match[str]) -> str:
+        character = found[0]
+        return f"\\{character}" if character.isprintable() else f"\\{ord(character):02x}"
+
+    return _SPECIAL.sub(escape, value)
+
+
 def _describe(tls_object: ssl.SSLObject, sni: str | None, took: float) -> TlsInfo:
     cipher = tls_object.cipher()
     der = tls_object.getpeercert(binary_form=True)
@@ -429,7 +442,8 @@ def _describe(tls_object: ssl.SSLObject, sni: str | None, took: float) -> TlsInf
             serial = str(told["serialNumber"])
             names: tuple[tuple[tuple[str, str], ...], ...] = told["subject"]  # type: ignore[assignment]  # typeshed has one type for all keys
             subject = ",".join(
-                "+".join(f"{_SHORT.get(key, key)}={value}" for key, value in part) for part in names
+                "+".join(f"{_SHORT.get(key, key)}={_escaped(value)}" for key, value in part)
+                for part in names
             )
     return TlsInfo(
         version=tls_object.version() or "",
