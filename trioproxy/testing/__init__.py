@@ -12,10 +12,14 @@ from ._network import Link as Link
 from ._network import Path as Path
 from ._observed import Observed as Observed
 from ._scenario import Answer as Answer
+from ._scenario import Change as Change
 from ._scenario import Client as Client
 from ._scenario import Filter as Filter
+from ._scenario import GoAway as GoAway
+from ._scenario import Http2 as Http2
 from ._scenario import Name as Name
 from ._scenario import Request as Request
+from ._scenario import Reset as Reset
 from ._scenario import Scenario as Scenario
 from ._scenario import Stop as Stop
 from ._scenario import make_scenario as make_scenario

@@ -252,7 +252,8 @@ class Clients:
                 await self._whole(peer)
             if client.end == "half-close" and not peer.dead:
                 await peer.close()
-                await end.send_eof()
+                with suppress(trio.ClosedResourceError):
+                    await end.send_eof()
                 with trio.move_on_after(PATIENCE):
                     while not peer.dead:
                         await peer.lot.park()

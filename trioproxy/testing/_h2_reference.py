@@ -366,7 +366,7 @@ class H2Peer:
             self._pings.append(_MARK)
             self._send(PingFrame(0, opaque_data=_MARK))
         for number, stream in self.streams.items():
-            if number > last and not stream.over:
+            if not self.client and number > last and not stream.over:
                 stream.disowned = True
                 stream.lot.unpark_all()
         self.lot.unpark_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,6 +13,8 @@ from ._scenario import Answer
 
 #: Bytes of our own buffers that one session may hold.
 MOST_BUFFERED = 262144
+#: And what an HTTP/2 connection may hold beside them.
+MOST_UNSENT = 131072
 BEFORE = (
     "new_ctx",
     "early_request_filter",
@@ -19,7 +22,7 @@ BEFORE = (
     "proxy_upstream_filter",
 )
 #: Statuses of ours that no reference client deserves.
-REFUSALS = (400, 405, 411, 413, 414, 417, 431, 501, 505)
+REFUSALS = (400, 405, 411, 413, 414, 417, 421, 431, 501, 505)
 IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
 
 
@@ -130,6 +133,7 @@ def _last_behind_a_fin(observed: Observed, asked: Asked) -> bool:
     client = observed.scenario.clients[asked.client] if asked.client >= 0 else None
     return (
         client is not None
+        and client.http2 is None
         and client.pipelined
         and client.fin
         and client.leaves is None
@@ -169,7 +173,7 @@ def _answers(observed: Observed) -> Iterator[str]:
             yield f"2: request {asked.number} was answered before it was asked"
         if final.status in REFUSALS and final.get(b"x-answer") is None:
             yield f"5: the good request {asked.number} was refused with {final.status}"
-        if asked.request.old and asked.interim:
+        if asked.request.old and asked.interim and asked.stream is None:
             yield f"2: request {asked.number}: interim responses to an HTTP/1.0 client"
         if asked.outcome == "complete" and not final.until_close:
             yield from _honest_end(observed, asked)
@@ -189,7 +193,30 @@ def _calm(observed: Observed) -> bool:
         and all(name.address is not None for name in scenario.names)
         and all(each.do in ("pause", "grow", "peek", "stay") for each in scenario.filters)
         and all(link.out.fault is None and link.back.fault is None for link in links)
+        and _calm_streams(observed)
     )
+
+
+def _calm_streams(observed: Observed) -> bool:
+    """Tell whether HTTP/2 and TLS are spoken as a proxy may hope for."""
+    scenario = observed.scenario
+    if any(name.speaks == "stranger" for name in scenario.names):
+        return False
+    plans = [*scenario.origin_http2, *(client.http2 for client in scenario.clients)]
+    for plan in plans:
+        if plan is not None and (plan.stall or plan.changes or plan.goaway or plan.deaf):
+            return False
+    over_http2 = any(name.speaks.startswith("h2") for name in scenario.names)
+    for _, _, request in scenario.requests():
+        for answer in request.answers:
+            # What ends a connection there, ends what others have under way.
+            if over_http2 and (answer.cut is not None or answer.after in ("drop", "close")):
+                return False
+            if answer.code is not None or answer.wrong is not None:
+                return False
+        if request.reset is not None:
+            return False
+    return True
 
 
 def _calm_answers(observed: Observed) -> Iterator[str]:
@@ -224,6 +251,14 @@ def _answer_of(observed: Observed, asked: Asked) -> Received | None:
     return None
 
 
+def _framed(received: Received) -> bool:
+    """Tell whether the end of a response can be told from a cut."""
+    answer = received.answer
+    if answer.framing != "close" or received.stream is not None:
+        return True
+    return received.secure and (answer.cut is None or answer.leave != "close")
+
+
 def _honest_end(observed: Observed, asked: Asked) -> Iterator[str]:
     """Check that what ended properly for the client had ended properly at the origin."""
     final = asked.final
@@ -235,9 +270,15 @@ def _honest_end(observed: Observed, asked: Asked) -> Iterator[str]:
     ctx = _context(observed, asked.number)
     if not has_body or ctx is None:
         return
+    # An HTTP/1 client has all when it has all bytes: it cannot know of what came behind them.
+    by_count = asked.stream is None and final.get(b"content-length") is not None
+    if (received.stream is not None and not by_count) and (
+        not received.stream.sent_end or received.answer.wrong is not None
+    ):
+        yield f"2: request {asked.number} got a clean end of what had none, or was malformed"
     expected = blocks(b"a", received.number, received.attempt, received.answer.blocks)
     got = _joined(ctx, "upstream_response_body_filter", "got")
-    if received.answer.framing != "close" and got != expected:
+    if _framed(received) and got != expected:
         yield (
             f"2: request {asked.number} got a clean end of a cut body: "
             f"{len(got)} of {len(expected)} bytes"
@@ -306,7 +347,12 @@ def _filtered(observed: Observed, ctx: Ctx, asked: Asked) -> Iterator[str]:
         if got and not fitting and not observed.crossed:
             yield f"3: request {ctx.number}: its filter got other bytes than the origin sent"
         ended = any(call.end for call in calls)
-        framed = all(each.answer.framing != "close" for each in received)
+        framed = all(_framed(each) for each in received)
+        candidates = [
+            text
+            for text, each in zip(candidates, received, strict=True)
+            if each.stream is None or each.stream.sent_end
+        ]
         if ended and framed and got not in candidates and not observed.crossed:
             yield f"1: request {ctx.number}: end of stream of a response body that was cut"
     yield from _uploads(ctx, received)
@@ -341,6 +387,7 @@ def _requests(observed: Observed) -> Iterator[str]:
         if number >= 0 and count > 1:
             yield f"5: request {number} was handled {count} times"
     arrived = Counter(each.number for each in observed.received)
+    taken = Counter(each.number for each in observed.received if not each.disowned)
     for number, count in arrived.items():
         ctx = _context(observed, number)
         meant = 0
@@ -354,8 +401,8 @@ def _requests(observed: Observed) -> Iterator[str]:
             for each in observed.scenario.filters
         )
         posts = asked is not None and asked.request.method not in IDEMPOTENT
-        if asked is not None and count > 1 and posts and not bold:
-            yield f"5: the origin got the {asked.request.method} {number} {count} times"
+        if asked is not None and taken[number] > 1 and posts and not bold:
+            yield f"5: the origin got the {asked.request.method} {number} {taken[number]} times"
 
 
 # -- 7 and 8: time and memory --------------------------------------------------------------------
@@ -367,12 +414,18 @@ def time_limit(observed: Observed) -> float:
     attempt = (
         conf.pool_wait_timeout + conf.connect_timeout + 2 * conf.write_timeout + conf.read_timeout
     )
+    attempt += conf.pool_wait_timeout + conf.upstream_tls_timeout
     waits = conf.header_timeout + 2 * conf.body_timeout + conf.drain_timeout + conf.logging_timeout
     waits += 2 * (conf.tunnel_idle_timeout + conf.tunnel_half_close_timeout)
     waits += sum(client.slow for client in scenario.clients)
     for _, _, request in scenario.requests():
         waits += request.wait + sum(each.wait + each.after_wait for each in request.answers)
-        waits += (request.blocks * BLOCK / 50 + 100) * 0.2  # latency, piece by piece
+        most = request.blocks + max((each.blocks for each in request.answers), default=1)
+        waits += (most * BLOCK / 50 + 100) * 0.2  # latency, piece by piece
+        waits += request.reset.wait if request.reset is not None else 0
+    for client in scenario.clients:
+        if client.http2 is not None and client.http2.stall < math.inf:
+            waits += client.http2.stall
     waits += sum(each.seconds * 100 for each in scenario.filters if each.do == "pause")
     links = [*scenario.origin_links, *(client.link for client in scenario.clients)]
     for link in links:
@@ -389,6 +442,11 @@ def _time(observed: Observed) -> Iterator[str]:
 
 
 def _memory(observed: Observed) -> Iterator[str]:
-    most = MOST_BUFFERED * len(observed.scenario.clients)
+    most = 0
+    for client in observed.scenario.clients:
+        if client.http2 is None:
+            most += MOST_BUFFERED
+        else:
+            most += MOST_BUFFERED * len(client.requests) + MOST_UNSENT
     if observed.peak > most:
         yield f"8: {observed.peak} bytes were buffered, {most} is the most"

@@ -67,7 +67,8 @@ class Origins:
         try:
             if speaks in ("h1-tls", "h2-tls", "stranger"):
                 alpn = ("h2", "http/1.1") if speaks == "h2-tls" else ("http/1.1",)
-                context = server_context(alpn, strange=speaks == "stranger")
+                strange = speaks == "stranger" and self.stage.network.faults
+                context = server_context(alpn, strange=strange)
                 assert not isinstance(side.end, SecureEnd)
                 end = SecureEnd(side.end, context)
                 await end.handshake()

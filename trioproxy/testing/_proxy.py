@@ -93,7 +93,7 @@ class WorldProxy(ProxyHttp[Ctx]):
             asked = observed.asked.get(each.number)
             if (
                 each.client == ctx.client
-                and not each.ended
+                and each.calls[-1].name != "logging"
                 and asked is not None
                 and asked.stream is not None
                 and not asked.stream.complete

@@ -12,9 +12,9 @@ import attrs
 import trio
 
 from .._errors import ProxyError
+from ._scenario import BLOCK as BLOCK
 from ._secure import AnyEnd
 
-BLOCK = 16
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 

@@ -6,6 +6,7 @@ It prints as the code that makes it, so that a failing one is its own bug report
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,8 @@ from ._repr import Value
 T = TypeVar("T")
 
 
+#: Bytes in a block.
+BLOCK = 16
 #: What a party of a connection speaks.
 Speaks = Literal["h1", "h1-tls", "h2c", "h2-tls", "stranger"]
 
@@ -458,7 +461,7 @@ def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
       seed: Of the order of tasks.
     """
     stop = choose(("none",) * 14 + ("drain", "cancel"))
-    return Scenario(
+    plain = Scenario(
         clients=tuple(_client(choose) for _ in range(choose((1, 1, 2, 3)))),
         origin_links=tuple(_link(choose) for _ in range(choose((0, 1, 2, 3)))),
         connects=tuple(
@@ -473,9 +476,142 @@ def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
         # Drawn last, so that a seed means what it meant before there were names.
         names=choose((NAMES,) * 6 + _TABLES),
     )
+    return _with_versions(choose, plain)
+
+
+# -- HTTP/2 and TLS ------------------------------------------------------------------------------
+
+_VERSIONS = ("h1", "h1-tls", "h2c", "h2-tls", "h2c", "h2-tls")
+_WRONG = ("status", "name", "field", "length", "interim", "trailers")
+#: Sizes of windows, and how much may have to pass through them, lest a run takes too long.
+_WINDOWS = ((65535, math.inf), (1 << 20, math.inf), (20000, math.inf), (1000, 3e5), (7, 2e3))
+
+
+def _change(choose: Choose) -> Change:
+    return Change(
+        choose((1, 2, 4, 8, 20)),
+        choose((None, 65535, 200000, 3000, 100, 0)),
+        choose((None, 1, 3, 0)),
+    )
+
+
+def _http2(choose: Choose, most: int, *, origin: bool) -> Http2:
+    goaway = None
+    if choose((False,) * 4 + (True,)):
+        goaway = GoAway(
+            choose((2, 3, 5, 8, 13)),
+            choose((0, 0, 2, 11)),
+            choose((None, None, 0, 1, 3)),
+            choose((False, False, True)),
+        )
+    return Http2(
+        window=choose([size for size, passes in _WINDOWS if passes >= most]),
+        more=choose((0, 0, 1 << 20)),
+        streams=choose((None, 100, 1, 2)) if origin else None,
+        pad=choose((0, 0, 1, 100, 255)),
+        piece=choose((16384, 16384, 1000, 1) if most < 2000 else (16384, 16384, 1000)),
+        stall=choose((0.0,) * 6 + (2.0, 15.0, math.inf)),
+        deaf=choose((False,) * 7 + (True,)),
+        changes=tuple(_change(choose) for _ in range(choose((0, 0, 0, 1, 2)))),
+        goaway=goaway,
+    )
+
+
+def _reset(choose: Choose) -> Reset:
+    return Reset(choose((0, 0, 1, 2, 4)), choose((0.0, 0.0, 0.02, 1.0)), choose((8, 0, 2, 7, 99)))
+
+
+def _later(choose: Choose, link: Link) -> Link:
+    """Let the faults of a link come behind some part of the handshake, or all of it."""
+    more = choose((0, 0, 500, 1500, 2500, 4000))
+
+    def moved(path: Path) -> Path:
+        fault = path.fault
+        if fault is None:
+            return path
+        return attrs.evolve(path, fault=attrs.evolve(fault, at=fault.at + more))
+
+    return Link(moved(link.out), moved(link.back))
+
+
+def _over_http2(choose: Choose, answer: Answer) -> Answer:
+    code = answer.code
+    if answer.cut is not None:
+        code = choose((None, 7, 7, 8, 0, 2, 13, 11, 255))
+    elif choose((False,) * 9 + (True,)):
+        code = choose((0, 0, 8))
+    wrong = choose((None,) * 20 + _WRONG)
+    return attrs.evolve(answer, code=code, wrong=wrong)
+
+
+def _over_tls(choose: Choose, answer: Answer) -> Answer:
+    return attrs.evolve(answer, leave=choose((answer.leave, answer.leave, "truncate")))
+
+
+def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
+    if request.upgrade and (down, up) != ("h1-tls", "h1-tls") and "h2" in down + up:
+        request = Request(answers=tuple(attrs.evolve(each, status=200) for each in request.answers))
+    answers = request.answers
+    if up.startswith("h2"):
+        answers = tuple(_over_http2(choose, each) for each in answers or (Answer(),))
+    if up.endswith("tls"):
+        answers = tuple(_over_tls(choose, each) for each in answers)
+    reset = _reset(choose) if down.startswith("h2") and choose((False,) * 6 + (True,)) else None
+    return attrs.evolve(request, answers=answers, reset=reset)
+
+
+def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
+    """Let a scenario of HTTP/1 in clear text take place in other versions."""
+    down, up = choose(_VERSIONS), choose(_VERSIONS)
+    if (down, up) == ("h1", "h1"):
+        return plain
+    secure = down.endswith("tls")
+    sent = [request.blocks * BLOCK for _, _, request in plain.requests()]
+    got = [
+        max((each.blocks * BLOCK for each in request.answers), default=BLOCK)
+        for _, _, request in plain.requests()
+    ]
+    clients = []
+    for client in plain.clients:
+        speaks = down if choose((True, True, True, False)) else down.replace("h2c", "h1")
+        speaks = speaks if speaks == down else speaks.replace("h2", "h1")
+        most = sum(got) + sum(sent)
+        clients.append(
+            attrs.evolve(
+                client,
+                requests=tuple(_versioned(choose, each, speaks, up) for each in client.requests),
+                http2=_http2(choose, most, origin=False) if speaks.startswith("h2") else None,
+                end=choose((client.end, client.end, "truncate")) if secure else client.end,
+                link=_later(choose, client.link) if secure else client.link,
+            )
+        )
+    names = tuple(attrs.evolve(each, speaks=up) for each in plain.names)
+    if up.endswith("tls") and choose((False,) * 9 + (True,)):
+        names = (attrs.evolve(names[0], speaks="stranger"), *names[1:])
+    origin_http2: tuple[Http2, ...] = ()
+    if up.startswith("h2"):
+        most = sum(got) + sum(sent)
+        origin_http2 = tuple(_http2(choose, most, origin=True) for _ in range(choose((0, 1, 1, 2))))
+    return attrs.evolve(
+        plain,
+        clients=tuple(clients),
+        names=names,
+        secure=secure,
+        origin_http2=origin_http2,
+        origin_links=tuple(
+            _later(choose, each) if up.endswith("tls") else each for each in plain.origin_links
+        ),
+        most_streams=choose((100, 100, 1, 2)),
+        shared=choose((100, 100, 1, 2)),
+        ping=choose((None, None, 3.0)),
+    )
 
 
 # -- making them smaller -------------------------------------------------------------------------
+
+
+#: Fields whose numbers are tried smaller; of others the default is simpler, and no other value is.
+_NUMBERS = ("at", "blocks", "cut", "fail_operation", "frames")
 
 
 def _simpler(thing: Any) -> Iterator[Any]:
@@ -491,10 +627,12 @@ def _simpler(thing: Any) -> Iterator[Any]:
             mine = getattr(thing, field.name)
             if mine != field.default:
                 yield attrs.evolve(thing, **{field.name: field.default})
-            if type(mine) is int and field.name not in ("at", "blocks", "cut", "fail_operation"):
+            if type(mine) is int and field.name not in _NUMBERS:
                 continue
-            if field.name == "names":
-                continue  # the default is the simplest table, and every other is a case of its own
+            if field.name == "names":  # every other table is a case of its own
+                if len(mine) > 1:
+                    yield attrs.evolve(thing, names=mine[:1])
+                continue
             for smaller in _simpler(mine):
                 yield attrs.evolve(thing, **{field.name: smaller})
     elif type(thing) is int and thing > 1:
