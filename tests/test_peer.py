@@ -538,7 +538,11 @@ def test_what_only_tls_has_fits_https_only(options: dict[str, Any]) -> None:
         HttpPeer.new_uds("/x", options=PeerOptions(**options))
 
 
-@pytest.mark.parametrize("more", [{"sni": "a"}, {"sni": ""}, {"client_cert_key": LEAF}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{"sni": "a"}, {"sni": ""}, {"client_cert_key": LEAF}],
+    ids=["name", "no name", "certificate"],
+)
 def test_what_only_an_https_peer_has_fits_no_other(more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(more))} is for TLS"):
         HttpPeer("a.test", 80, **more)
