@@ -297,7 +297,10 @@ class Engine:
         finally:
             lease.release()
         if error.root_etype() == ErrorType.H2Downgrade:
-            self._services.pool.remember_http1(peer)
+            if peer.http1() is None:
+                error.set_retry(False)  # there is no other way to ask it
+            else:
+                self._services.pool.remember_http1(peer)
         error = self._error_while_proxy(session, ctx, peer, upstream, error)
         session._held = None
         return error

@@ -68,7 +68,7 @@ class Clients:
                 await self._end(wire, client, asked)
             else:
                 await self._streams(end, client, client.http2, asked)
-        except ProxyError:
+        except (ProxyError, trio.ClosedResourceError):
             asked[0].outcome = asked[0].outcome or "ended"  # no handshake: the next may be luckier
         except MalformedError as exc:
             self.stage.problem(f"2: client {index} cannot read what the proxy sent: {exc}")

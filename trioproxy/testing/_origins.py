@@ -275,7 +275,7 @@ class Origins:
         """Reset the stream, or go with all others."""
         answer = received.answer
         if answer.code is not None:
-            received.disowned = answer.code == 7 and answer.cut == 0
+            received.disowned = answer.code in (7, 13) and answer.cut == 0
             peer.reset_stream(stream, answer.code)
             return
         await peer.close()
