@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import pytest
 import trustme
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +65,18 @@ def run(*command: str, stdin: bytes = b"") -> bytes:
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
+
+
+@contextlib.contextmanager
+def started_once(
+    start: Callable[[str], contextlib.AbstractContextManager[T]],
+) -> Iterator[Callable[[str], T]]:
+    """Give a function that starts something of a kind when it is asked for first.
+
+    In place of a fixture with parameters: random order would start that over and over.
+    """
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(start(kind)))
 
 
 @contextlib.contextmanager

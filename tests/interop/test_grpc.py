@@ -7,16 +7,18 @@ process and the proxy in one of its own.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from tests.interop._programs import PATIENCE, Certificate, reverse
+from tests.interop._programs import PATIENCE, Certificate, reverse, started_once
 
 grpc: Any = pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -160,10 +162,8 @@ class Current:
         return self.service.handlers().service(details)
 
 
-@pytest.fixture(scope="module", params=["h2c", "tls"])
-def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, Current]]:
+@contextlib.contextmanager
+def running(kind: str, directory: Path) -> Iterator[tuple[Any, Current]]:
     """A server, the proxy before it and a channel through both, over TLS on both sides or none."""
     current = Current()
 
@@ -173,8 +173,8 @@ def running(
 
     workers = concurrent.futures.ThreadPoolExecutor(AT_ONCE + 20)
     server = grpc.server(workers, handlers=(Dispatch(),), options=OPTIONS)
-    if request.param == "tls":
-        certificate = Certificate.make(tmp_path_factory.mktemp("certificate"))
+    if kind == "tls":
+        certificate = Certificate.make(directory)
         ca = certificate.authority.read_bytes()
         pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
         port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials((pair,)))
@@ -199,9 +199,20 @@ def running(
         workers.shutdown()
 
 
-@pytest.fixture
-def gateway(running: tuple[Any, Current]) -> Iterator[Gateway]:
-    channel, current = running
+@pytest.fixture(scope="module")
+def gateways(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], tuple[Any, Current]]]:
+    directory = tmp_path_factory.mktemp("certificate")
+    with started_once(lambda kind: running(kind, directory)) as start:
+        yield start
+
+
+@pytest.fixture(params=["tls", "h2c"])
+def gateway(
+    request: pytest.FixtureRequest, gateways: Callable[[str], tuple[Any, Current]]
+) -> Iterator[Gateway]:
+    channel, current = gateways(request.param)
     current.service = Service()
     yield Gateway(channel, current.service)
     current.service.ended.set()

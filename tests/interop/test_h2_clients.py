@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 import pytest
 
-from tests.interop._programs import Certificate, origin, program, reverse, run
+from tests.interop._programs import Certificate, origin, program, reverse, run, started_once
 
 pytestmark = [pytest.mark.socket, pytest.mark.interop]
 
@@ -27,18 +28,31 @@ class Gateway:
     curl: tuple[str, ...]
 
 
-@pytest.fixture(scope="module", params=["tls", "h2c"])
-def gateway(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gateway]:
-    certificate = Certificate.make(tmp_path_factory.mktemp("certificate"))
-    tls = request.param == "tls"
-    options = certificate.options if tls else ("--h2c",)
-    with origin(PAGES) as behind, reverse(*options, behind) as url:
-        if tls:
-            yield Gateway(url, ("--http2", "--cacert", str(certificate.authority)))
+@contextlib.contextmanager
+def running(kind: str, directory: Path) -> Iterator[Gateway]:
+    """Run the proxy, over TLS or in cleartext, and its origin."""
+    with origin(PAGES) as behind:
+        if kind == "h2c":
+            with reverse("--h2c", behind) as url:
+                yield Gateway(url, ("--http2-prior-knowledge",))
         else:
-            yield Gateway(url, ("--http2-prior-knowledge",))
+            certificate = Certificate.make(directory)
+            with reverse(*certificate.options, behind) as url:
+                yield Gateway(url, ("--http2", "--cacert", str(certificate.authority)))
+
+
+@pytest.fixture(scope="module")
+def gateways(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Gateway]]:
+    directory = tmp_path_factory.mktemp("certificate")
+    with started_once(lambda kind: running(kind, directory)) as start:
+        yield start
+
+
+@pytest.fixture(params=["tls", "h2c"])
+def gateway(request: pytest.FixtureRequest, gateways: Callable[[str], Gateway]) -> Gateway:
+    return gateways(request.param)
 
 
 def curl(gateway: Gateway, *arguments: str, stdin: bytes = b"") -> bytes:

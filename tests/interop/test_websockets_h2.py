@@ -12,7 +12,8 @@ import queue
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import attrs
 import h2.config
@@ -26,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 from websockets.protocol import CLIENT, Protocol, State
 
-from tests.interop._programs import PATIENCE, Certificate, reverse
+from tests.interop._programs import PATIENCE, Certificate, reverse, started_once
 
 pytestmark = [pytest.mark.socket, pytest.mark.interop]
 
@@ -232,15 +233,14 @@ class Gateway:
                 yield Http2Client(sock)
 
 
-@pytest.fixture(scope="module", params=["tls", "h2c"])
-def gateway(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gateway]:
+@contextlib.contextmanager
+def running(kind: str, directory: Path) -> Iterator[Gateway]:
+    """Run the proxy, over TLS or in cleartext, and its origin."""
     echo = Echo()
     certificate: Certificate | None = None
     options: tuple[str, ...] = ("--h2c",)
-    if request.param == "tls":
-        certificate = Certificate.make(tmp_path_factory.mktemp("certificate"))
+    if kind == "tls":
+        certificate = Certificate.make(directory)
         options = certificate.options
     serving = websockets.sync.server.serve(
         echo, "127.0.0.1", 0, max_size=None, process_request=refuse_one_path
@@ -252,6 +252,20 @@ def gateway(
         with reverse(*options, f"http://127.0.0.1:{port}") as url:
             yield Gateway(url, certificate, echo)
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def gateways(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Gateway]]:
+    directory = tmp_path_factory.mktemp("certificate")
+    with started_once(lambda kind: running(kind, directory)) as start:
+        yield start
+
+
+@pytest.fixture(params=["tls", "h2c"])
+def gateway(request: pytest.FixtureRequest, gateways: Callable[[str], Gateway]) -> Gateway:
+    return gateways(request.param)
 
 
 def test_websockets_and_requests_share_a_connection(gateway: Gateway) -> None:
