@@ -227,14 +227,20 @@ def _calm_answers(observed: Observed) -> Iterator[str]:
         request, final = asked.request, asked.final
         answers = request.answers or (Answer(),)
         if (
-            final is None
-            or request.method not in IDEMPOTENT
+            request.method not in IDEMPOTENT
             or not asked.whole
             or request.blocks > 3000  # more than can be repeated
             or any(each.cut is not None or each.wait >= CONF.read_timeout for each in answers)
             or (request.blocks and any(each.early for each in answers))
         ):
             continue
+        stream = asked.stream
+        if stream is not None and stream.reset_there is not None and not stream.complete:
+            yield f"2: request {asked.number} was reset with {stream.reset_there} for no reason"
+        if final is None:
+            continue
+        if asked.outcome == "cut":
+            yield f"2: the answer to {asked.number} was cut though nothing was wrong"
         if final.get(b"x-answer") is None:
             yield f"2: request {asked.number} got {final.status} though nothing was wrong"
 
