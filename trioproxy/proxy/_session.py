@@ -361,7 +361,7 @@ class Session:
         try:
             await self.downstream_session.send(*events)
         except ProxyError as exc:
-            if exc.esource is ErrorSource.INTERNAL:  # refused: nothing of it was sent
+            if exc.esource is not ErrorSource.DOWNSTREAM:  # refused: nothing of it was sent
                 self._body_bytes_sent, self._finished, self._response = before
             raise
 

@@ -135,7 +135,7 @@ async def _towards_origin(tunnel: Tunnel) -> None:
         batch: list[RequestEvent] = await tunnel.receive(downstream)
         for event in batch:
             data = event.data if type(event) is Data else None
-            last = data is None
+            last = type(event) is not Data or event.end
             session._body.bytes_read += len(data or b"")
             if body_filter is not None:
                 put(chunk, data)
@@ -161,7 +161,7 @@ async def _towards_client(tunnel: Tunnel, batch: list[ResponseEvent]) -> None:
         out: list[ResponseEvent] = []
         for event in batch:
             data = event.data if type(event) is Data else None
-            last = data is None
+            last = type(event) is not Data or event.end
             exchange.upstream.body_bytes_received += len(data or b"")
             if filtered:
                 put(chunk, data)
