@@ -28,6 +28,7 @@ NAMES = [
     "ServerConf",
     "Listener",
     "TlsSettings",
+    "H2Limits",
     "serve",
     "run",
     "backoff",

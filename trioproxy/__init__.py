@@ -11,6 +11,7 @@ from ._errors import ErrorSource as ErrorSource
 from ._errors import ErrorType as ErrorType
 from ._errors import ProxyError as ProxyError
 from ._errors import RetryType as RetryType
+from ._h2_limits import H2Limits as H2Limits
 from ._headers import Headers as Headers
 from ._info import Digest as Digest
 from ._messages import BodyChunk as BodyChunk

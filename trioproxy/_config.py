@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from ._h2_limits import H2Limits
 from ._tls_settings import TlsSettings
 
 
@@ -90,6 +91,11 @@ def _tls(_instance: object, attribute: attrs.Attribute[Any], value: object) -> N
         raise ValueError(f"{attribute.name}={value!r}: a TlsSettings is right, or None")
 
 
+def _h2_limits(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, H2Limits):
+        raise ValueError(f"{attribute.name}={value!r}: an H2Limits is right")
+
+
 def _window(_instance: object, attribute: attrs.Attribute[int], value: object) -> None:
     # Below the size that holds before any SETTINGS, a client could have sent more already.
     if type(value) is not int or not 65535 <= value < 1 << 31:
@@ -149,6 +155,7 @@ class ServerConf:
       h2_request_limit: Streams that such a connection may carry in all.
       h2_stream_window: Bytes that a client may send on a stream before they are taken.
       h2_connection_window: Bytes that it may send on all streams of a connection together.
+      h2_limits: The budgets of every HTTP/2 connection, an `H2Limits`.
       access_log: ``"off"``, ``"common"`` or ``"json"``.
       log_level: For the log that `run` sets up.
       server_name: The Server field of the answers made here.
@@ -194,6 +201,7 @@ class ServerConf:
     h2_request_limit: int = attrs.field(default=100_000, validator=_count(1))
     h2_stream_window: int = attrs.field(default=65535, validator=_window)
     h2_connection_window: int = attrs.field(default=1 << 20, validator=_window)
+    h2_limits: H2Limits = attrs.field(default=H2Limits(), validator=_h2_limits)
     http1_codec: str = attrs.field(default="auto", validator=_one_of("auto", "h11"))
     access_log: str = attrs.field(default="off", validator=_one_of("off", "common", "json"))
     log_level: str = attrs.field(default="info", validator=_level)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trioproxy._h2_limits import H2Limits
 from trioproxy.codec._buckets import TokenBucket
 from trioproxy.codec._h2_gate import (
     ACK,
@@ -33,7 +34,6 @@ from trioproxy.codec._h2_gate import (
     Frame,
     FrameGate,
     GateFailure,
-    GateLimits,
 )
 
 UNKNOWN = 0x42
@@ -69,7 +69,7 @@ OPEN_BLOCK = frame(HEADERS, b"abc", stream=1)
 
 
 def opened(
-    *, server: bool = True, limits: GateLimits | None = None, clock: Clock | None = None
+    *, server: bool = True, limits: H2Limits | None = None, clock: Clock | None = None
 ) -> FrameGate:
     """Return a gate that has seen the preface and the first SETTINGS."""
     gate = FrameGate(server=server, now=clock or Clock(), limits=limits, preface=False)
@@ -455,18 +455,18 @@ def test_h2_03_resets_that_the_peer_provokes_come_from_the_same_bucket() -> None
 
 
 def test_h2_21_a_server_that_wants_no_more_of_a_request_is_no_rapid_reset() -> None:
-    gate = opened(server=False, limits=GateLimits(reset_burst=1, control_burst=20))
+    gate = opened(server=False, limits=H2Limits(reset_burst=1, control_burst=20))
     enough = frame(RST_STREAM, number(0), stream=1)
     assert len(gate.feed(enough * 19)) == 19
     assert fails(gate, enough).limit == "control_burst"
-    gate = opened(server=False, limits=GateLimits(reset_burst=1))
+    gate = opened(server=False, limits=H2Limits(reset_burst=1))
     assert len(gate.feed(enough + frame(RST_STREAM, number(7), stream=3))) == 2
     assert fails(gate, frame(RST_STREAM, number(7), stream=5)).limit == "reset_burst"
-    assert fails(opened(limits=GateLimits(reset_burst=0)), enough).limit == "reset_burst"
+    assert fails(opened(limits=H2Limits(reset_burst=0)), enough).limit == "reset_burst"
 
 
 def test_the_first_failure_stays() -> None:
-    gate = opened(limits=GateLimits(reset_burst=0))
+    gate = opened(limits=H2Limits(reset_burst=0))
     first = fails(gate, frame(DATA))
     assert not gate.charge_reset()
     assert gate.failure is first
@@ -507,7 +507,7 @@ def test_h2_07_control_frames_take_tokens_that_come_back_with_time(
 
 
 def test_h2_07_data_that_we_sent_pays_for_window_updates_only() -> None:
-    gate = opened(limits=GateLimits(control_burst=2, control_rate=0))
+    gate = opened(limits=H2Limits(control_burst=2, control_rate=0))
     update = frame(WINDOW_UPDATE, number(1), stream=1)
     gate.credit_data(3)
     assert len(gate.feed(update * 30)) == 30
@@ -518,7 +518,7 @@ def test_h2_07_data_that_we_sent_pays_for_window_updates_only() -> None:
 
 
 def test_h2_07_the_credit_for_window_updates_is_bounded() -> None:
-    limits = GateLimits(control_burst=1, control_rate=0, max_window_credit=25)
+    limits = H2Limits(control_burst=1, control_rate=0, max_window_credit=25)
     gate = opened(limits=limits)
     gate.credit_data(1000)
     update = frame(WINDOW_UPDATE, number(1))

@@ -231,7 +231,7 @@ async def test_h1_21_waiting_requests_are_bounded(autojump_clock: MockClock) -> 
                 await client.send_all(b"y" * 65536)
             await trio.testing.wait_all_tasks_blocked()
             connection = next(iter(server.connections))
-            taken = connection.reader.leftover + connection.queued
+            taken = connection.buffered
             released.set()
             await client.aclose()
             await trio.testing.wait_all_tasks_blocked()

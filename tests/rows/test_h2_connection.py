@@ -279,7 +279,7 @@ async def test_h2_07_a_flood_of_control_frames_is_calmed(
         assert await goaway_code(wire) == ENHANCE_YOUR_CALM
         # Every answer to what came before was small, and no more came than was asked for.
         assert len(wire.received) <= 1100
-        assert gateway.limits_hit()["control_burst"] == 1
+        assert gateway.limits_hit()["h2_control_burst"] == 1
 
 
 @pytest.mark.parametrize("kind", CONTROL)
@@ -352,7 +352,7 @@ async def test_h2_07_answers_that_nobody_reads_end_the_connection(
             assert connection.codec.pending <= 2 * 65536
         await wire.at_end()
         assert gateway.latest() is not connection
-        assert gateway.limits_hit()["h2_unsent_control_frames"] == 1
+        assert gateway.limits_hit()["h2_max_unsent_frames"] == 1
 
 
 @pytest.mark.parametrize(

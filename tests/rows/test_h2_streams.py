@@ -63,7 +63,7 @@ async def test_h2_02_a_rapid_reset_is_calmed_when_its_budget_is_empty(
         await gateway.matrix.sessions_ended()
         # Nobody was asked for a stream that was reset already; a read may end between the two.
         assert len(gateway.matrix.asked) <= connections + 2
-        assert gateway.limits_hit()["reset_burst"] == 1
+        assert gateway.limits_hit()["h2_reset_burst"] == 1
 
 
 async def test_h2_02_the_budget_comes_back_with_time(autojump_clock: MockClock) -> None:

@@ -31,6 +31,7 @@ import hpack
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
+from .._h2_limits import H2Limits
 from .._messages import RequestHeader, ResponseHeader
 from ..semantics._framing import HeadLimits, MessageRefused
 from ..semantics._h2 import (
@@ -59,14 +60,12 @@ from ._h2_events import (
     TrailersReceived,
     WindowOpened,
 )
-from ._h2_gate import PREFACE, Frame, FrameGate, GateLimits
+from ._h2_gate import PREFACE, Frame, FrameGate
 
 #: No frame that we send is larger, whatever the peer would take.
 MAX_FRAME = 16384
 #: Entries of our encoder's table, whatever the peer offers (row H2-06).
 MAX_TABLE = 4096
-#: A decoded field list beyond this ends the connection (row H2-05).
-LIST_HARD_STOP = 262144
 #: What is said of SETTINGS_MAX_HEADER_LIST_SIZE.
 LIST_SOFT_STOP = 65536
 #: Closed streams that are remembered (row R-08).
@@ -97,7 +96,7 @@ class H2Options:
       max_streams: Streams that a client may have open; a server's matter alone.
       connect_protocol: Whether extended CONNECT is offered (RFC 8441).
       head_limits: Bounds on what the peer's heads may be.
-      gate: Budgets of the frame gate.
+      limits: The connection's budgets.
       scheme: What the requests of this connection count as: ``http`` or ``https``.
       max_body_bytes: Size of a request's content, None for no limit.
     """
@@ -107,7 +106,7 @@ class H2Options:
     max_streams: int = 100
     connect_protocol: bool = True
     head_limits: HeadLimits = attrs.field(factory=HeadLimits)
-    gate: GateLimits = attrs.field(factory=GateLimits)
+    limits: H2Limits = attrs.field(factory=H2Limits)
     scheme: str = "http"
     max_body_bytes: int | None = None
 
@@ -259,7 +258,7 @@ class H2Codec:
         """
         self.server = server
         self.options = options
-        self.gate = FrameGate(server=server, limits=options.gate, now=now)
+        self.gate = FrameGate(server=server, limits=options.limits, now=now)
         self.failure: ConnectionFailure | None = None
         self.settings_received = False
         self.settings_acked = False
@@ -285,7 +284,7 @@ class H2Codec:
             },
         )
         self._h2.encoder = _Encoder()
-        self._h2.decoder.max_header_list_size = LIST_HARD_STOP
+        self._h2.decoder.max_header_list_size = options.limits.max_list_bytes
         self._last_told = LARGEST_ID
         self._live: dict[int, _Live] = {}
         # Streams that are over, the latest ones, and how they ended.
@@ -365,9 +364,17 @@ class H2Codec:
         failure = gate.failure
         if failure is not None:
             self.fail(failure.code, failure.text, failure.limit)
-        elif self.control_unsent > 1000 or self.control_bytes > 65536:
-            self.fail(ENHANCE_YOUR_CALM, "control frames are not read", "h2_unsent_control_frames")
+        else:
+            self._check_unsent()
         return events
+
+    def _check_unsent(self) -> None:
+        """End the connection of a peer that provokes answers and reads none (row H2-07)."""
+        limits = self.options.limits
+        if self.control_unsent > limits.max_unsent_frames:
+            self.fail(ENHANCE_YOUR_CALM, "answers are not read", "max_unsent_frames")
+        elif self.control_bytes > limits.max_unsent_bytes:
+            self.fail(ENHANCE_YOUR_CALM, "answers are not read", "max_unsent_bytes")
 
     def _failed(self) -> bool:
         return self.failure is not None
@@ -427,7 +434,7 @@ class H2Codec:
     def _fatal(self, exc: Exception) -> None:
         code = int(getattr(exc, "error_code", PROTOCOL_ERROR))
         if isinstance(exc.__cause__, OversizedHeaderListError):
-            self.fail(ENHANCE_YOUR_CALM, "the header list is too large", "h2_header_list")
+            self.fail(ENHANCE_YOUR_CALM, "the header list is too large", "max_list_bytes")
         elif isinstance(exc.__cause__, HPACKError):
             self.fail(COMPRESSION_ERROR, "the header block cannot be decoded")
         else:
@@ -562,7 +569,7 @@ class H2Codec:
         try:
             self._h2.decoder.decode(b"".join([frame.raw[9:] for frame in block]), raw=True)
         except OversizedHeaderListError:
-            self.fail(ENHANCE_YOUR_CALM, "the header list is too large", "h2_header_list")
+            self.fail(ENHANCE_YOUR_CALM, "the header list is too large", "max_list_bytes")
             return False
         except (HPACKError, IndexError):
             self.fail(COMPRESSION_ERROR, "the header block cannot be decoded")

@@ -3,7 +3,7 @@
 The library takes a frame of any size before it looks at it, counts nothing, and answers every fault
 with the end of the connection. So each frame passes here first (RFC 9113 section 4): its length is
 judged by its nine-byte head, what its type forbids is refused, and what costs us something is taken
-from a budget, all of them in `GateLimits`. Frames that the library need not see stop here: GOAWAY,
+from a budget, all of them in `H2Limits`. Frames that the library need not see stop here: GOAWAY,
 the priorities of RFC 7540, PRIORITY_UPDATE and types that nobody knows. The rows named in comments
 are those of the documentation's page on hostile input.
 """
@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 
 import attrs
 
+from .._h2_limits import H2Limits
 from ._buckets import TokenBucket
 
 #: What a client sends first (RFC 9113 section 3.4).
@@ -46,6 +47,8 @@ FRAME_SIZE_ERROR: Final = 0x6
 ENHANCE_YOUR_CALM: Final = 0xB
 
 HEAD_BYTES: Final = 9
+#: The payload of a frame as advertised, which is what RFC 9113 section 4.2 begins with (row H2-09).
+MAX_FRAME_BYTES: Final = 16384
 
 _KNOWN = frozenset(range(10)) | {PRIORITY_UPDATE}
 _ON_STREAM = frozenset({DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION})
@@ -67,50 +70,13 @@ _MAX_PARTS = 64
 
 
 @attrs.frozen
-class GateLimits:
-    """The budgets of one connection; what is over one ends it with ENHANCE_YOUR_CALM.
-
-    A failure names the field that was exceeded.
-
-    Attributes:
-      max_frame_bytes: The payload of a frame, as advertised; over it is FRAME_SIZE_ERROR (H2-09).
-      reset_burst: Resets that come at once: RST_STREAM frames received, and those that the peer
-        provokes (H2-02, H2-03).
-      reset_rate: Resets that are added in a second.
-      control_burst: PING, SETTINGS, PRIORITY, PRIORITY_UPDATE, GOAWAY, WINDOW_UPDATE and unknown
-        frames that come at once (H2-07); from a server, RST_STREAM without an error too.
-      control_rate: Such frames that are added in a second.
-      window_credit: WINDOW_UPDATE frames that each DATA frame we sent pays for.
-      max_window_credit: How many of them may be saved up.
-      max_settings: Entries of a SETTINGS frame (H2-07).
-      max_continuations: CONTINUATION frames of a field block (H2-04).
-      max_block_bytes: Encoded bytes of a field block (H2-04).
-      max_empty_run: Empty frames in a row, this many are too many (H2-08).
-      max_empty_minute: Empty frames in a minute, this many are too many (H2-08).
-    """
-
-    max_frame_bytes: int = 16384
-    reset_burst: int = 500
-    reset_rate: float = 33
-    control_burst: int = 1000
-    control_rate: float = 100
-    window_credit: int = 10
-    max_window_credit: int = 10000
-    max_settings: int = 32
-    max_continuations: int = 16
-    max_block_bytes: int = 131072
-    max_empty_run: int = 10
-    max_empty_minute: int = 100
-
-
-@attrs.frozen
 class GateFailure:
     """Why a connection has to end.
 
     Attributes:
       code: The error code for GOAWAY.
       text: A short sentence for people; it never holds bytes of the peer.
-      limit: The field of `GateLimits` that was exceeded, or None.
+      limit: The field of `H2Limits` that was exceeded, or None.
     """
 
     code: int
@@ -213,10 +179,10 @@ class FrameGate:
         *,
         server: bool,
         now: Callable[[], float],
-        limits: GateLimits | None = None,
+        limits: H2Limits | None = None,
         preface: bool = True,
     ) -> None:
-        self._limits = limits = limits or GateLimits()
+        self._limits = limits = limits or H2Limits()
         self._server = server
         self._now = now
         self.failure: GateFailure | None = None
@@ -277,7 +243,7 @@ class FrameGate:
             raw, pos = self._complete(data, pos)
             if raw is None or not self._take(raw, 0, frames):
                 return frames
-        limit = self._limits.max_frame_bytes
+        limit = MAX_FRAME_BYTES
         while pos < size:
             body = pos + HEAD_BYTES
             if body > size:
@@ -367,7 +333,7 @@ class FrameGate:
 
     def _check_head(self, kind: int, flags: int, stream_id: int, length: int) -> bool:
         """Judge a frame by its first nine bytes, before the rest is waited for; nothing is charged."""
-        if length > self._limits.max_frame_bytes:
+        if length > MAX_FRAME_BYTES:
             return self._fail(FRAME_SIZE_ERROR, "a frame over the advertised size")
         if not self.settings_seen and (kind != SETTINGS or flags & ACK):
             return self._fail(PROTOCOL_ERROR, "the first frame is not SETTINGS")

@@ -178,6 +178,7 @@ class _Server:
             connection_window=conf.h2_connection_window,
             max_streams=conf.h2_max_streams,
             head_limits=self.limits,
+            limits=conf.h2_limits,
         )
         self.secure_codec_options = attrs.evolve(self.codec_options, scheme="https")
         #: What is spoken on each listener.

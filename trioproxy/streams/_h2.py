@@ -48,10 +48,6 @@ from ._mailbox import ReadTimer
 READ_SIZE = 65536
 #: Output that may wait to be written before streams have to wait their turn.
 HIGH_WATER = 65536
-#: Seconds for the peer's first SETTINGS, and for its acknowledgement of ours (row H2-01).
-SETTINGS_TIME = 10.0
-#: Seconds in which a header block must be whole (row H2-04).
-BLOCK_TIME = 15.0
 #: Seconds for a last GOAWAY to get out before the connection is closed.
 GOODBYE_TIME = 1.0
 #: Bytes read and dropped behind a GOAWAY, or a reset would destroy it.
@@ -345,18 +341,19 @@ class H2Base:
     def on_deadline(self, name: str) -> None:
         """Act on a deadline that has passed."""
         if name == "settings":
-            self.fail(PROTOCOL_ERROR, "no SETTINGS came", "h2_settings_time")
+            self.fail(PROTOCOL_ERROR, "no SETTINGS came", "settings_timeout")
         elif name == "ack":
-            self.fail(SETTINGS_TIMEOUT, "our SETTINGS were not acknowledged", "h2_settings_time")
+            self.fail(SETTINGS_TIMEOUT, "our SETTINGS were not acknowledged", "settings_timeout")
         elif name == "block":
-            self.fail(ENHANCE_YOUR_CALM, "a header block took too long", "h2_block_time")
+            self.fail(ENHANCE_YOUR_CALM, "a header block took too long", "block_timeout")
 
     # -- the reader ------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Start the time for the peer's preface."""
-        self.set_deadline("settings", SETTINGS_TIME)
-        self.set_deadline("ack", SETTINGS_TIME)
+        seconds = self.codec.options.limits.settings_timeout
+        self.set_deadline("settings", seconds)
+        self.set_deadline("ack", seconds)
 
     async def read_loop(self) -> None:
         """Read until the connection is over."""
@@ -393,14 +390,14 @@ class H2Base:
         failure = codec.failure
         if failure is not None:
             if failure.limit is not None:
-                self.on_limit(failure.limit)
+                self.on_limit(f"h2_{failure.limit}")
             self.on_failure(failure.text)
             self.lose(ErrorType.H2Error, failure.text)
             return
         deadlines = self._deadlines
         if codec.gate.block_open:
             if "block" not in deadlines:
-                self.set_deadline("block", BLOCK_TIME)
+                self.set_deadline("block", codec.options.limits.block_timeout)
         elif deadlines:
             if "block" in deadlines:
                 self.clear_deadline("block")
@@ -567,7 +564,7 @@ class H2Base:
             return
         self.codec.fail(code, text, limit)
         if limit is not None:
-            self.on_limit(limit)
+            self.on_limit(f"h2_{limit}")
         self.lose(ErrorType.H2Error if code != NO_ERROR else ErrorType.ConnectionClosed, text)
 
     def lose(self, etype: ErrorType, text: str, cause: BaseException | None = None) -> None:

@@ -55,8 +55,6 @@ _log = logging.getLogger("trioproxy")
 
 #: Seconds between the two GOAWAYs of a graceful end, where no PING comes back before (row H2-23).
 FAREWELL_TIME = 1.0
-#: Refused streams, in streams allowed, from which on the connection is not worth keeping (H2-10).
-MOST_REFUSED = 10
 #: Priorities kept for streams that have not come yet.
 EARLY_PRIORITIES = 64
 
@@ -230,8 +228,8 @@ class H2ServerConnection(H2Base):
         self.codec.reset(stream_id, REFUSED_STREAM)
         self._on_limit("h2_max_streams")
         self._refused += 1
-        if self._refused >= MOST_REFUSED * self.options.max_streams:
-            self.fail(ENHANCE_YOUR_CALM, "too many streams", "h2_refused_streams")
+        if self._refused >= self.codec.options.limits.max_refused * self.options.max_streams:
+            self.fail(ENHANCE_YOUR_CALM, "too many streams", "max_refused")
         return False
 
     async def _exchange(self, stream: H2DownstreamStream) -> None:

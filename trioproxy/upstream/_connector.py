@@ -105,6 +105,7 @@ class SocketConnector(Connector):
             stream_window=options.h2_stream_window_size or STREAM_WINDOW,
             connection_window=options.h2_connection_window_size or CONNECTION_WINDOW,
             head_limits=self._limits,
+            limits=self.conf.h2_limits,
             scheme=peer.scheme,
         )
         codec = H2Codec(server=False, options=codec_options, now=trio.current_time)
