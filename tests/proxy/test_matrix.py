@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -653,6 +654,42 @@ async def test_an_origin_that_does_not_read_stops_the_client(
         assert (await exchange.message()).status == 200
 
     assert got[0].body == BLOCK * MANY
+
+
+@pairings
+async def test_r_07_a_session_with_both_peers_stalled_holds_little(
+    pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    sent = [0]
+    asked: list[Exchange] = []
+
+    async def pour(exchange: Exchange) -> None:
+        with contextlib.suppress(CutError):  # nobody will read all of it
+            for _ in range(MANY):
+                await exchange.send_data(BLOCK)
+                sent[0] += len(BLOCK)
+
+    async def origin(exchange: Exchange) -> None:
+        exchange.hold()
+        asked.append(exchange)
+        await exchange.head()
+        await exchange.send_head(200)
+        await pour(exchange)
+
+    async with open_matrix(Recorder(), origin, pairing, check_windows=False) as gateway:
+        client = await gateway.connect()
+        exchange = await client.open("POST")
+        exchange.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pour, exchange)
+            received = await exchange.head()
+            await _until_still(gateway, lambda: sent[0])
+            arrived = await asked[0].head()
+            under_way = sent[0] - len(arrived.body) - len(received.body)
+            assert under_way - _held(gateway) <= BOUND
+            assert sent[0] < MANY * len(BLOCK)
+            client.close()
+        await gateway.sessions_ended()
 
 
 @pairings
