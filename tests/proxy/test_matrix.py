@@ -12,10 +12,15 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests._support.matrix import (
+    H1,
+    H1_TLS,
+    LEGS,
     OK,
     PAIRINGS,
     Exchange,
+    H1Exchange,
     Handler,
+    Leg,
     Matrix,
     Origins,
     Outcome,
@@ -774,6 +779,44 @@ async def test_a_peeked_body_still_reaches_the_origin(
     pieces = recorder.pieces("request_body_filter")
     assert b"".join(data or b"" for data, _ in pieces) == b"onetwo"
     assert [end for _, end in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["ended", "cut"])
+@pytest.mark.parametrize("up", [H1, H1_TLS], ids=str)
+@pytest.mark.parametrize("down", LEGS, ids=str)
+async def test_u1_11_content_until_close_is_whole_only_if_the_connection_ended_well(
+    down: Leg, up: Leg, cut: bool, autojump_clock: MockClock
+) -> None:
+    async def origin(exchange: Exchange) -> None:
+        assert isinstance(exchange, H1Exchange)
+        await exchange.message()
+        wire = exchange.wire
+        await wire.send(b"HTTP/1.1 200 OK\r\nX-Kept: 1\r\n\r\nhello")
+        await wait_all_tasks_blocked()
+        if not cut:
+            await wire.half_close()
+        elif up.tls:
+            wire.stream.send_stream.wire.truncate()  # a FIN, which only TLS can tell from an end
+        else:
+            wire.stream.send_stream.end.reset()
+
+    recorder = Recorder()
+    async with open_matrix(recorder, origin, Pairing(down, up)) as gateway:
+        client = await gateway.connect()
+        exchange = await client.request()
+        if cut:
+            with pytest.raises(CutError) as caught:
+                await exchange.message()
+            assert caught.value.message is not None
+            assert caught.value.message.body == b"hello"
+        else:
+            response = await exchange.message()
+            assert essence(response) == (200, [(b"x-kept", b"1")], b"hello", [])
+        await gateway.sessions_ended()
+    error = recorder.the("logging").args["e"]
+    assert (error is not None) == cut
+    if cut:
+        assert error.esource is ErrorSource.UPSTREAM
 
 
 # -- retries -------------------------------------------------------------------------------------
