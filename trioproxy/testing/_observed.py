@@ -86,12 +86,17 @@ class Received:
     answer: Answer
     #: All bytes of the response were handed to the link.
     answered: bool = False
-    #: The origin said that it did not look at it: REFUSED_STREAM, or a GOAWAY below it.
-    disowned: bool = False
+    #: The origin refused it, without a look at it.
+    refused: bool = False
     #: Whether the connection has TLS.
     secure: bool = False
     #: In HTTP/2.
     stream: Stream | None = None
+
+    @property
+    def disowned(self) -> bool:
+        """Whether the origin says that it did not look at it: it may be sent again."""
+        return self.refused or (self.stream is not None and self.stream.disowned)
 
 
 @attrs.define(eq=False)

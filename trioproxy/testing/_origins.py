@@ -208,7 +208,6 @@ class Origins:
             nursery.start_soon(self._until_broken, peer, stream, nursery.cancel_scope)
             await self._exchange(peer, stream, received)
             nursery.cancel_scope.cancel()
-        received.disowned = received.disowned or stream.disowned
 
     async def _until_broken(self, peer: H2Peer, stream: Stream, scope: trio.CancelScope) -> None:
         while not stream.broken and not peer.dead:
@@ -275,7 +274,7 @@ class Origins:
         """Reset the stream, or go with all others."""
         answer = received.answer
         if answer.code is not None:
-            received.disowned = answer.code in (7, 13) and answer.cut == 0
+            received.refused = answer.code in (7, 13) and answer.cut == 0
             peer.reset_stream(stream, answer.code)
             return
         await peer.close()

@@ -109,14 +109,16 @@ class World(Stage):
                 continue
             side = self.origins[index]
             end = side.end
-            lost = end.outgoing.silent or end.incoming.silent
+            both = (end.outgoing, end.incoming)
+            lost = any(each.silent for each in both)
+            quiet = not lost and not any(each.size for each in both)
             if isinstance(connection, H1ClientConnection):
                 if connection.reader.leftover or connection.events or end.outgoing.arrived():
                     self.problem("4: something lies unread on an idle connection")
             elif isinstance(connection, H2ClientConnection):
                 if connection.streams or connection.busy:
                     self.problem(f"4: streams on an idle connection: {connection}")
-                if side.peer is not None and not lost:
+                if side.peer is not None and quiet:
                     self._check_windows(connection, side.peer, "the connection to the origin")
             if side.state == "busy" and not lost:
                 self.problem("4: an idle connection is between messages, its origin is not")
