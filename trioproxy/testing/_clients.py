@@ -86,6 +86,9 @@ class Clients:
     # -- HTTP/1 ----------------------------------------------------------------------------------
 
     async def _end(self, wire: Wire, client: Client, asked: list[Asked]) -> None:
+        if client.end == "hush" and isinstance(wire.end, SecureEnd):
+            await wire.end.hush()
+            return
         if client.end != "half-close" or wire.end.closed or client.fin:
             return
         await wire.end.send_eof()
@@ -260,6 +263,8 @@ class Clients:
             elif client.end == "close" and not peer.dead:
                 peer.goaway()
                 await peer.close()
+            elif client.end == "hush":
+                await peer.hush()
             nursery.cancel_scope.cancel()
 
     async def _turn(self, peer: H2Peer, client: Client, asked: Asked) -> None:
@@ -267,7 +272,7 @@ class Clients:
         await trio.sleep(asked.request.wait)
         most = self.stage.scenario.most_streams
         with trio.move_on_after(PATIENCE):
-            while not peer.dead and (
+            while not (peer.dead or peer.plan.greedy) and (
                 (not peer.settled and peer.streams)
                 or peer.open_streams >= min(most, peer.most_streams)
             ):
@@ -283,7 +288,17 @@ class Clients:
             (b":path", b"/r%03d" % asked.number),
         ]
         body = blocks(b"q", asked.number, 0, request.blocks)
-        if request.blocks and not request.chunked:
+        if request.urgency is not None:
+            fields.append((b"priority", b"u=%d, i" % request.urgency))
+        if request.wrong == "name":
+            fields.append((b"X-Upper", b"1"))
+        elif request.wrong == "field":
+            fields.append((b"connection", b"keep-alive"))
+        elif request.wrong == "path":
+            fields[3] = (b":path", b"r%03d" % asked.number)
+        if request.wrong == "length":
+            fields.append((b"content-length", b"%d" % (len(body) + 1)))
+        elif request.blocks and not request.chunked:
             fields.append((b"content-length", b"%d" % len(body)))
         if request.expect and body:
             fields.append((b"expect", b"100-continue"))
@@ -308,7 +323,9 @@ class Clients:
         if request.stops is not None and request.stops < len(body):
             await peer.data(stream, body[: request.stops], end=False)
             return
-        asked.whole = await peer.data(stream, body, end=True)
+        asked.whole = await peer.data(stream, body, end=not request.trailer)
+        if request.trailer and asked.whole:
+            peer.head(stream, [(b"x-sum", b"1")], end=True)
 
     async def _reset(self, peer: H2Peer, stream: Stream, asked: Asked) -> None:
         reset = asked.request.reset

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 import hpack
@@ -31,7 +32,7 @@ from hyperframe.frame import (
 from .._errors import ProxyError
 from ._reference import MalformedError, Message
 from ._scenario import Http2
-from ._secure import AnyEnd
+from ._secure import AnyEnd, SecureEnd
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MOST_FRAME = 16384
@@ -263,6 +264,15 @@ class H2Peer:
         with trio.move_on_after(seconds):
             while self._held and not self.dead:
                 await self.lot.park()
+
+    async def hush(self, seconds: float = 400.0) -> None:
+        """Say with TLS's words that nothing more comes, and wait until the other side goes."""
+        await self.close()
+        if isinstance(self.end, SecureEnd) and not self.dead:
+            with suppress(trio.ClosedResourceError), trio.move_on_after(seconds):
+                await self.end.send_eof(fin=False)
+                while not self.dead:
+                    await self.lot.park()
 
     async def _write(self) -> None:
         try:
@@ -513,7 +523,8 @@ class H2Peer:
         if _INITIAL_WINDOW in settings:
             self.out.set_initial(settings[_INITIAL_WINDOW])
         self.most_streams = settings.get(_MAX_STREAMS, self.most_streams)
-        self._send(SettingsFrame(0, flags=["ACK"]))
+        if not self.plan.rude:
+            self._send(SettingsFrame(0, flags=["ACK"]))
 
     def _take_ping(self, frame: PingFrame) -> None:
         if "ACK" not in frame.flags:
@@ -555,11 +566,12 @@ class H2Peer:
         self._credit(stream)
 
     def _credit(self, stream: Stream) -> None:
-        if trio.current_time() < self._credit_from:
-            return
-        if self._uncredited:
+        stalls = self.plan.stalls if trio.current_time() < self._credit_from else ""
+        if self._uncredited and stalls not in ("all", "connection"):
             self._send(WindowUpdateFrame(0, window_increment=self._uncredited))
             self._uncredited = 0
+        if stalls in ("all", "stream"):
+            return
         if stream.uncredited and not stream.complete and not stream.broken:
             self._send(WindowUpdateFrame(stream.number, window_increment=stream.uncredited))
             stream.uncredited = 0

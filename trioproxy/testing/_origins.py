@@ -46,8 +46,10 @@ def answer_bytes(received: Received) -> bytes:
     return head if bodiless else head + body
 
 
-def leave(end: AnyEnd, answer: Answer) -> None:
+async def leave(end: AnyEnd, answer: Answer) -> None:
     """Go as an answer says."""
+    if answer.leave == "hush" and isinstance(end, SecureEnd):
+        await end.hush()
     if answer.leave == "reset":
         end.reset()
     elif answer.leave == "truncate":
@@ -126,7 +128,7 @@ class Origins:
         data = answer_bytes(received)
         if answer.cut is not None and answer.cut < len(data):
             await wire.send(data[: answer.cut])
-            leave(side.end, answer)
+            await leave(side.end, answer)
             return False
         if answer.after == "extra" and not answer.after_wait and answer.framing != "close":
             data += EXTRA  # in the same packet
@@ -278,7 +280,10 @@ class Origins:
             peer.reset_stream(stream, answer.code)
             return
         await peer.close()
-        leave(peer.end, answer)
+        if answer.leave == "hush":
+            await peer.hush()
+        else:
+            await leave(peer.end, answer)
         peer.die()
 
     def _wrong(self, peer: H2Peer, stream: Stream, wrong: str, fields: Fields) -> None:
