@@ -7,7 +7,7 @@ from typing import Literal
 
 from .._headers import Headers
 from .._messages import RequestHeader, ResponseHeader
-from ._dates import parse_http_date
+from ._dates import parse_date
 
 # An entity tag, or whatever else stands between two commas: some clients leave the quotes out.
 _TAG = re.compile(rb'(?:W/)?"[^"]*"|[^ \t,][^,]*')
@@ -50,7 +50,7 @@ def _joined(headers: Headers, name: bytes) -> bytes | None:
 def _date(headers: Headers, name: bytes) -> float | None:
     """Return a field's date; None where it is missing, repeated (a list is no date) or broken."""
     value = _joined(headers, name)
-    return None if value is None else parse_http_date(value)
+    return None if value is None else parse_date(value)
 
 
 def _listed(value: bytes, etag: bytes | None, *, weak: bool) -> bool:

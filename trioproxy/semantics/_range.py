@@ -10,7 +10,7 @@ import attrs
 
 from .._messages import RequestHeader, ResponseHeader
 from ._conditional import refuse, strong_match
-from ._dates import parse_http_date
+from ._dates import parse_date
 
 #: A Range field with this many parts, or more, is ignored.
 MAX_RANGES = 200
@@ -222,7 +222,7 @@ def _if_range(request: RequestHeader, response: ResponseHeader) -> bool:
         return False
     # A change in the second in which the response was made does not show in the date: such a date
     # is no strong validator (RFC 9110 section 8.8.2.2).
-    changed, made = parse_http_date(value), parse_http_date(held.get_bytes(b"date") or b"")
+    changed, made = parse_date(value), parse_date(held.get_bytes(b"date") or b"")
     return changed is not None and (made is None or changed < made)
 
 
