@@ -223,12 +223,12 @@ def _names(value: Value) -> frozenset[bytes] | None:
 
 def _parse(value: bytes) -> CacheControl:
     scanner = _Scanner(value.decode("latin-1"))
-    directives: dict[str, tuple[Value, ...]] = {}
+    found: dict[str, list[Value]] = {}
     while scanner.more():
-        name, found = scanner.directive()
+        name, said = scanner.directive()
         if name:
-            directives[name] = (*directives.get(name, ()), found)
-    return CacheControl(directives)
+            found.setdefault(name, []).append(said)
+    return CacheControl({name: tuple(values) for name, values in found.items()})
 
 
 class _Scanner:
