@@ -171,9 +171,11 @@ class Clients:
 
     async def _offer(self, wire: Wire, asked: Asked, invited: trio.Event, body: bytes) -> None:
         head = (
-            b"GET /r%03d HTTP/1.1\r\nHost: site.test\r\nConnection: upgrade\r\n"
-            b"Upgrade: echo\r\n\r\n"
-        ) % asked.number
+            b"GET /r%03d HTTP/1.1\r\nHost: site.test\r\nConnection: upgrade\r\nUpgrade: %s\r\n"
+        ) % (asked.number, asked.request.protocol.encode())
+        if asked.request.protocol == "websocket":
+            head += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        head += b"\r\n"
         asked.begun = True
         if asked.request.chunked:  # it does not wait to be let through
             asked.whole = await wire.send(head + body)
@@ -280,6 +282,9 @@ class Clients:
         if peer.dead or peer.goaway_there is not None:
             return
         request = asked.request
+        if request.upgrade:
+            await self._connect(peer, client, asked)
+            return
         secure = isinstance(peer.end, SecureEnd)
         fields: Fields = [
             (b":method", request.method.encode()),
@@ -313,6 +318,42 @@ class Clients:
             await self._hear(peer, stream, asked)
             await self._let_go(peer, stream, asked)
             nursery.cancel_scope.cancel()
+
+    async def _connect(self, peer: H2Peer, client: Client, asked: Asked) -> None:
+        """Ask for a tunnel by an extended CONNECT (RFC 8441)."""
+        with trio.move_on_after(PATIENCE):
+            while not (peer.settled or peer.dead):
+                await peer.lot.park()
+        if peer.dead or not peer.takes_connect:
+            return
+        secure = isinstance(peer.end, SecureEnd)
+        fields: Fields = [
+            (b":method", b"CONNECT"),
+            (b":protocol", b"websocket"),
+            (b":scheme", b"https" if secure else b"http"),
+            (b":authority", b"site.test"),
+            (b":path", b"/r%03d" % asked.number),
+            (b"sec-websocket-version", b"13"),
+        ]
+        asked.begun = asked.whole = True
+        stream = asked.stream = peer.open(fields, end=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._near_half, peer, stream, client, asked)
+            if asked.request.reset is not None:
+                nursery.start_soon(self._reset, peer, stream, asked)
+            await self._hear(peer, stream, asked)
+            nursery.cancel_scope.cancel()
+        if asked.final is not None and asked.final.status == 200:
+            asked.final.until_close = True
+        peer.reset_stream(stream, 8)
+
+    async def _near_half(self, peer: H2Peer, stream: Stream, client: Client, asked: Asked) -> None:
+        """Send what goes through a tunnel."""
+        while not asked.request.chunked and stream.head is None:
+            await stream.lot.park()
+        if stream.head is None or stream.head.status == 200:
+            body = blocks(b"q", asked.number, 0, asked.request.blocks)
+            await peer.data(stream, body, end=client.end == "half-close")
 
     async def _upload(self, peer: H2Peer, stream: Stream, asked: Asked, body: bytes) -> None:
         request = asked.request

@@ -41,6 +41,7 @@ MOST_WINDOW = 2**31 - 1
 HELD = 65536
 
 _MAX_STREAMS = 0x3
+_CONNECT = 0x8
 _INITIAL_WINDOW = 0x4
 _MARK = b"seen it?"
 
@@ -184,6 +185,7 @@ class H2Peer:
         #: Whether the other side's SETTINGS have come.
         self.settled = False
         self.most_streams = 2**31
+        self.takes_connect = False
         #: The GOAWAYs of both sides: the last stream that is taken.
         self.goaway_here: int | None = None
         self.goaway_there: int | None = None
@@ -220,6 +222,8 @@ class H2Peer:
             settings[0x2] = 0
         elif plan.streams is not None:
             settings[_MAX_STREAMS] = plan.streams
+        if plan.connect and not self.client:
+            settings[_CONNECT] = 1
         self._settings(settings)
         if plan.more:
             self._send(WindowUpdateFrame(0, window_increment=plan.more))
@@ -523,6 +527,7 @@ class H2Peer:
         if _INITIAL_WINDOW in settings:
             self.out.set_initial(settings[_INITIAL_WINDOW])
         self.most_streams = settings.get(_MAX_STREAMS, self.most_streams)
+        self.takes_connect = bool(settings.get(_CONNECT, self.takes_connect))
         if not self.plan.rude:
             self._send(SettingsFrame(0, flags=["ACK"]))
 
@@ -638,7 +643,11 @@ class H2Peer:
         pseudo = _check(fields, (b":method", b":scheme", b":authority", b":path", b":protocol"))
         if not {b":method", b":scheme", b":authority", b":path"} <= set(pseudo):
             raise MalformedError(f"a request without all pseudo-fields: {fields}")
-        path = pseudo[b":path"]
+        path, protocol = pseudo[b":path"], pseudo.get(b":protocol")
+        if (protocol is not None) is not (pseudo[b":method"] == b"CONNECT") or (
+            protocol is not None and (protocol != b"websocket" or not self.plan.connect)
+        ):
+            raise MalformedError(f"a CONNECT that nobody takes: {fields}")
         if not re.fullmatch(rb"/[!-~]*", path) or not re.fullmatch(rb"[A-Z]+", pseudo[b":method"]):
             raise MalformedError(f"a bad request: {fields}")
         if self.goaway_seen:

@@ -171,7 +171,7 @@ def _answers(observed: Observed) -> Iterator[str]:
             continue
         if not asked.begun:
             yield f"2: request {asked.number} was answered before it was asked"
-        if asked.request.wrong in ("name", "field", "path"):
+        if asked.stream is not None and asked.request.wrong in ("name", "field", "path"):
             yield f"2: the malformed request {asked.number} was answered with {final.status}"
         if final.status in REFUSALS and final.get(b"x-answer") is None:
             yield f"5: the good request {asked.number} was refused with {final.status}"
@@ -394,7 +394,8 @@ def _requests(observed: Observed) -> Iterator[str]:
     for number, count in seen.items():
         if number not in observed.asked and number != -1:
             yield f"5: a callback ran for a request that nobody sent: {number}"
-        wrong = observed.asked[number].request.wrong if number in observed.asked else None
+        each = observed.asked.get(number)
+        wrong = each.request.wrong if each is not None and each.stream is not None else None
         if wrong in ("name", "field", "path"):
             yield f"5: a callback ran for the malformed request {number}"
         if number >= 0 and count > 1:

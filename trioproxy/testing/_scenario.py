@@ -71,6 +71,7 @@ class Http2(Value):
       deaf: Whether PING is left unanswered.
       rude: Whether SETTINGS are left without an acknowledgement.
       greedy: Whether a client opens more streams than it may.
+      connect: Whether an origin takes extended CONNECT.
       changes: Its new SETTINGS, in order.
       goaway: Its GOAWAY, or None.
     """
@@ -85,6 +86,7 @@ class Http2(Value):
     deaf: bool = False
     rude: bool = False
     greedy: bool = False
+    connect: bool = False
     changes: tuple[Change, ...] = ()
     goaway: GoAway | None = None
 
@@ -155,7 +157,9 @@ class Request(Value):
       expect: Whether the client waits a second for 100 Continue.
       old: Whether it speaks HTTP/1.0.
       upgrade: Whether it offers to switch protocols: its body is then sent through the tunnel that
-        an `Answer` of status 101 opens, or at once where it is ``chunked``.
+        an `Answer` of status 101 opens, or at once where it is ``chunked``. HTTP/2 has an extended
+        CONNECT for it, and so status 200.
+      protocol: What it offers to switch to; HTTP/2 has ``"websocket"`` alone.
       wait: Seconds before it asks.
       stops: The number of bytes of the body after which the client stalls until it gives up.
       answers: What the origin does at the first attempt, the second, and so on; the last
@@ -173,6 +177,7 @@ class Request(Value):
     expect: bool = False
     old: bool = False
     upgrade: bool = False
+    protocol: Literal["echo", "websocket"] = "echo"
     wait: float = 0.0
     stops: int | None = None
     answers: tuple[Answer, ...] = ()
@@ -528,6 +533,7 @@ def _http2(choose: Choose, most: int, *, origin: bool) -> Http2:
         stalls=choose(("all", "stream", "connection")),
         deaf=choose((False,) * 7 + (True,)),
         rude=choose((False,) * 11 + (True,)),
+        connect=origin and choose((True, True, False)),
         greedy=not origin and choose((False, False, False, True)),
         changes=tuple(_change(choose, most) for _ in range(choose((0, 0, 0, 1, 2)))),
         goaway=goaway,
@@ -566,8 +572,8 @@ def _over_tls(choose: Choose, answer: Answer) -> Answer:
 
 
 def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
-    if request.upgrade and (down, up) != ("h1-tls", "h1-tls") and "h2" in down + up:
-        request = Request(answers=tuple(attrs.evolve(each, status=200) for each in request.answers))
+    if request.upgrade and (down.startswith("h2") or up.startswith("h2") or choose((False, True))):
+        request = attrs.evolve(request, protocol="websocket")
     answers = request.answers
     if up.startswith("h2"):
         answers = tuple(_over_http2(choose, each) for each in answers or (Answer(),))
@@ -580,7 +586,7 @@ def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
     return attrs.evolve(
         request,
         reset=_reset(choose) if choose((False,) * 6 + (True,)) else None,
-        wrong=None if wrong == "length" and not request.blocks else wrong,
+        wrong=None if wrong == "length" and (request.upgrade or not request.blocks) else wrong,
         urgency=choose((None, None, 0, 5, 7)),
         trailer=request.chunked and choose((False, True)),
     )
