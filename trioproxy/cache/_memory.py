@@ -178,9 +178,9 @@ class _Shelf:
 
     def begin(self, entry: _Entry) -> None:
         """Let an entry be written, and be found while it is."""
+        self.token = trio.lowlevel.current_trio_token()
         if self.closed or not self._take(entry.weight):
             raise storage_full()
-        self.token = trio.lowlevel.current_trio_token()
         self.writing[entry.number] = entry
         self.partial.setdefault(entry.slot, []).append(entry)
 
