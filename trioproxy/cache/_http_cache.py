@@ -33,7 +33,7 @@ from ._phase import (
     HitStatus,
     PurgeStatus,
 )
-from ._policy import NoCacheReason
+from ._policy import NoCacheReason, merge_not_modified
 from ._predictor import Predictor
 from ._storage import Appended, Created, HitHandler, MissHandler, PurgeType, Storage
 
@@ -174,6 +174,8 @@ class HttpCache:
             eviction = None  # The storage tells it of everything by itself.
         self._phase = CachePhase.Uninit
         self._key = None
+        self._max_file_size = None
+        self._body_bytes = 0
         self._predictor = predictor
         self._inner = _Inner(storage, eviction, cache_lock, _wait_timeout(option_overrides))
 
@@ -254,10 +256,7 @@ class HttpCache:
           CacheStateError: there is none.
         """
         self._check("cache_meta")
-        meta = self._on.meta
-        if meta is None:
-            raise self._wrong("cache_meta")
-        return meta
+        return self._meta("cache_meta")
 
     def maybe_cache_meta(self) -> CacheMeta | None:
         """Return the metadata, or None where there is none."""
@@ -388,6 +387,9 @@ class HttpCache:
         """
         self._check("cache_lookup")
         inner, key = self._on, self.cache_key()
+        if inner.found is not None:
+            inner.found.close_now()
+            inner.found = None
         begun = trio.current_time()
         try:
             found = await inner.storage.lookup(key)
@@ -400,8 +402,6 @@ class HttpCache:
                 handler.close_now()
                 return None
             if inner.valid_after is None or meta.created >= inner.valid_after:
-                if inner.found is not None:
-                    inner.found.close_now()
                 inner.found = handler
                 return found
             # Its primary was purged or replaced since: it speaks of another resource's state.
@@ -559,7 +559,7 @@ class HttpCache:
         """
         self._check("update_variance")
         inner, key = self._on, self.cache_key()
-        inner.meta = attrs.evolve(self.cache_meta(), variance=variance)
+        inner.meta = attrs.evolve(self._meta("update_variance"), variance=variance)
         if key.variance is not None and key.variance != variance:
             inner.release(LockStatus.DONE)
             self._key = key.with_variance(None)
@@ -580,7 +580,7 @@ class HttpCache:
         inner, key = self._on, self.cache_key()
         if inner.writer is not None:
             raise CacheStateError(f"set_miss_handler a second time, in phase {self._phase}")
-        writer = await inner.storage.get_miss_handler(key, self.cache_meta())
+        writer = await inner.storage.get_miss_handler(key, self._meta("set_miss_handler"))
         if self._inner is not inner:
             # Disabled meanwhile, by the request's other direction.
             writer.abandon()
@@ -657,6 +657,11 @@ class HttpCache:
 
     # -- revalidation ----------------------------------------------------------------------------
 
+    def revalidate_merge_header(self, not_modified: ResponseHeader) -> ResponseHeader:
+        """Return the stale response's head as its 304 makes it, for `response_cache_filter`."""
+        self._check("revalidate_merge_header")
+        return merge_not_modified(self._meta("revalidate_merge_header").header, not_modified)
+
     async def revalidate_cache_meta(self, meta: CacheMeta) -> bool:
         """Refresh the stale response with the metadata that its 304 gave it.
 
@@ -667,7 +672,7 @@ class HttpCache:
           Whether the storage has taken it.
         """
         self._check("revalidate_cache_meta")
-        inner, key, old = self._on, self.cache_key(), self.cache_meta()
+        inner, key, old = self._on, self.cache_key(), self._meta("revalidate_cache_meta")
         inner.meta = attrs.evolve(
             meta,
             created=old.created,
@@ -688,13 +693,14 @@ class HttpCache:
         """Serve the stale response this once, with this head, without refreshing it."""
         self._check("revalidate_uncacheable")
         inner = self._on
-        inner.meta = attrs.evolve(self.cache_meta(), header=header)
+        inner.meta = attrs.evolve(self._meta("revalidate_uncacheable"), header=header)
         self._phase = CachePhase.RevalidatedNoCache(reason)
         _release_for(inner, reason)
 
     def set_stale_updating(self) -> None:
         """Serve the stale response, as another request fetches it anew."""
         self._check("set_stale_updating")
+        self._meta("set_stale_updating")
         self._phase = CachePhase.StaleUpdating
 
     # -- serving ---------------------------------------------------------------------------------
@@ -775,6 +781,13 @@ class HttpCache:
 
     def _wrong(self, event: str) -> CacheStateError:
         return CacheStateError(f"{event} is not allowed in phase {self._phase}")
+
+    def _meta(self, event: str) -> CacheMeta:
+        """Return the metadata; there may be none while it is a miss, or where one was forced."""
+        meta = self._on.meta
+        if meta is None:
+            raise CacheStateError(f"{event} without metadata, in phase {self._phase}")
+        return meta
 
     def _stale_meta(self) -> CacheMeta | None:
         if self._inner is None or self._phase.name not in ("Stale", "StaleUpdating"):
