@@ -128,12 +128,16 @@ class FakeStorage(Storage):
         self.scope: trio.CancelScope | None = None
         self.cancel_at = -1
         self.steps = 0
+        #: What every step waits for.
+        self.gate: trio.Event | None = None
 
     async def step(self) -> None:
         if self.steps == self.cancel_at and self.scope is not None:
             self.scope.cancel()
         self.steps += 1
         await trio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
         if self.fails:
             raise ProxyError.new_in(ErrorType.FileReadError)
 
@@ -1428,19 +1432,21 @@ async def test_disabled_while_it_looks_up_a_request_holds_nothing(found_somethin
     lock = CacheLock(math.inf)
     cache = enabled(lock=lock)
     storage = storage_of(cache)
+    storage.gate = trio.Event()
     if found_something:
         storage.entries[KEY] = make_meta()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cache.cache_lookup)
-        nursery.start_soon(disable_soon, cache, storage)
+        nursery.start_soon(disable_meanwhile, cache, storage)
     assert lock.statistics().held == 0
     assert storage.all_given_back()
 
 
-async def disable_soon(cache: HttpCache, storage: FakeStorage) -> None:
-    while not storage.steps:
-        await trio.lowlevel.checkpoint()
+async def disable_meanwhile(cache: HttpCache, storage: FakeStorage) -> None:
+    assert storage.gate is not None
+    await wait_all_tasks_blocked()
     cache.disable(REASON)
+    storage.gate.set()
 
 
 @pytest.mark.parametrize("event", ["set_miss_handler", "write", "finish", "revalidate"])
@@ -1453,7 +1459,7 @@ async def test_disabled_while_the_storage_works_a_request_holds_nothing(event: s
         cache = await found(enabled(storage, lock=lock), HitStatus.EXPIRED)
     elif event != "set_miss_handler":
         await cache.set_miss_handler()
-    storage.steps = 0
+    storage.gate = trio.Event()
 
     async def work() -> None:
         if event == "set_miss_handler":
@@ -1467,7 +1473,7 @@ async def test_disabled_while_the_storage_works_a_request_holds_nothing(event: s
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work)
-        nursery.start_soon(disable_soon, cache, storage)
+        nursery.start_soon(disable_meanwhile, cache, storage)
     assert cache.phase() == CachePhase.Disabled(REASON)
     assert lock.statistics().held == 0
     assert storage.all_given_back()
