@@ -31,7 +31,7 @@ from tests._support.h2_wire import (
     extension,
     request,
 )
-from tests._support.matrix import H2_TLS, Exchange
+from tests._support.matrix import H2_TLS, Exchange, answers
 from tests._support.recording import Wire
 from trioproxy.testing._network import Link, Path
 
@@ -244,6 +244,23 @@ async def test_h2_06_a_table_of_4_gib_is_not_ours_to_fill(autojump_clock: MockCl
             await get(wire, stream)
             assert await response(wire, stream) == ("200", b"hello")
         assert wire.decoder.header_table.maxsize <= 4096
+
+
+async def test_h2_06_a_smaller_table_is_kept_to_and_a_larger_one_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with h2_gateway(answers(fields=[("content-length", "5"), ("x-a", "b" * 50)])) as gateway:
+        wire = await gateway.frames()
+        stream = 1
+        for size in (0, 100, 4096, 0):
+            await wire.send(SettingsFrame(0, settings={HEADER_TABLE_SIZE: size}))
+            await wire.until(SettingsFrame, where=lambda frame: "ACK" in frame.flags)
+            # From its acknowledgement on the other side must not use more.
+            wire.decoder.max_allowed_table_size = size
+            for _ in range(3):
+                await assert_serves(wire, stream)
+                stream += 2
+            assert wire.decoder.header_table_size <= size
 
 
 # -- H2-07 ---------------------------------------------------------------------------------------
