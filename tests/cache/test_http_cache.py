@@ -1449,6 +1449,20 @@ async def disable_meanwhile(cache: HttpCache, storage: FakeStorage) -> None:
     storage.gate.set()
 
 
+async def test_disabled_while_it_opens_a_reader_a_request_holds_nothing() -> None:
+    cache = await filling(StreamingStorage())
+    storage = storage_of(cache)
+
+    async def late(key: CacheKey, tag: bytes) -> tuple[CacheMeta, HitHandler]:
+        cache.disable(REASON)
+        return make_meta(), FakeHit(storage)
+
+    storage.lookup_streaming_write = late  # type: ignore[method-assign] # only this one
+    await cache.set_miss_handler(read_back=True)
+    assert len(storage.hits) == 1
+    assert storage.all_given_back()
+
+
 @pytest.mark.parametrize("event", ["set_miss_handler", "write", "finish", "revalidate"])
 async def test_disabled_while_the_storage_works_a_request_holds_nothing(event: str) -> None:
     lock = CacheLock(math.inf)
