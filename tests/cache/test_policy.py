@@ -748,6 +748,16 @@ def test_c_07_a_variant_is_chosen_by_normalised_fields(
     assert variant(meta, *second) is same
 
 
+def test_c_07_long_fields_are_compared_as_well() -> None:
+    long = "a, " * 300
+    asked = request(Foo=long + "b")
+    vary = ", ".join([f"x{number}" for number in range(200)])
+    meta = stored([*EXPLICIT, ("Vary", vary), ("Vary", "Foo")], asked=asked)
+    assert variant(meta, ("Foo", "a," * 300 + "b"))
+    assert not variant(meta, ("Foo", long + "c"))
+    assert not variant(meta, ("Foo", long + "b"), ("x199", "1"))
+
+
 def test_c_07_a_response_without_vary_fits_every_request() -> None:
     meta = stored(EXPLICIT)
     assert meta.variance is None
