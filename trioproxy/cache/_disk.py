@@ -404,17 +404,21 @@ class DiskMissHandler(MissHandler):
         size = file_size(len(writing.head), body.flushed + BLOCK)
         if size > writing.reserved:
             await self._store.make_room_for(writing, size)
+            if self._over:
+                raise incomplete()
         await self._work(partial(self._append, body.tail))
-        if not self._over:
-            body.flushed += BLOCK
-            body.tail = bytearray()
+        body.flushed += BLOCK
+        body.tail = bytearray()
 
     async def _work(self, call: Callable[[], T]) -> T:
-        """Do something with the file in a thread; what happens to the entry meanwhile waits."""
-        files = self._store.files
+        """Do something with the file in a thread.
+
+        Raises:
+          ProxyError: it failed, or the entry was abandoned meanwhile.
+        """
         self._busy = True
         try:
-            return await files.work(call)
+            result = await self._store.files.work(call)
         except OSError as error:
             raise _failed(ErrorType.FileWriteError, "cannot store a response", error) from error
         finally:
@@ -424,6 +428,9 @@ class DiskMissHandler(MissHandler):
                 body.file = self._file.file
             if self._over:
                 self._discard()
+        if self._over:
+            raise incomplete()
+        return result
 
     def _append(self, data: bytearray) -> None:
         if self._file is None:
@@ -454,8 +461,6 @@ class DiskMissHandler(MissHandler):
         size = body.flushed + len(body.tail)
         try:
             modified = await self._work(partial(self._complete, body.tail, size))
-            if self._over:
-                raise incomplete()
             assert self._file is not None
             length = file_size(len(writing.head), size)
             row = Row(writing.name, length, modified, writing.tags, writing.resource)

@@ -193,7 +193,7 @@ class DiskIndex:
         if version == 0:
             db.executescript(_SCHEMA)
         elif version != _SCHEMA_VERSION:
-            raise _UnknownSchemaError
+            raise _NonsenseError
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
@@ -228,7 +228,7 @@ class DiskIndex:
         try:
             self._write_uses()
             return work()
-        except (TypeError, ValueError, AttributeError, _UnknownSchemaError):
+        except (TypeError, ValueError, AttributeError, _NonsenseError):
             pass  # there is something in it that nobody has written
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
@@ -286,10 +286,10 @@ class DiskIndex:
             moved = False
             try:
                 with self._transaction() as db:
-                    self._move(path, row.name)
-                    moved = True
                     self._insert(db, row, self._now())
                     self._limit_variants(db, row)
+                    self._move(path, row.name)
+                    moved = True
             except BaseException:
                 if moved:
                     # Without a row it would escape the limit.
@@ -375,6 +375,8 @@ class DiskIndex:
                 )
                 victims = db.execute(query, (name, _BATCH)).fetchall()
                 if not victims:
+                    if excess > size - limit:
+                        raise _NonsenseError("bytes of no entry")
                     return False
                 for victim, freed in victims:
                     self._remove(db, victim)
@@ -442,6 +444,9 @@ class DiskIndex:
                     self._remove(db, name)
                 else:
                     self._insert(db, row, modified / 1e9)
+                    if not row.side:
+                        # That of an entry before it, whose replacing was cut short.
+                        remove(self.layout.side(name))
         for name in sides.keys() - files.keys():
             remove(self.layout.side(name))
 
@@ -488,8 +493,8 @@ class DiskIndex:
         return self._last_use
 
 
-class _UnknownSchemaError(Exception):
-    """An index of another version."""
+class _NonsenseError(Exception):
+    """The index is of another version, or its numbers contradict each other."""
 
 
 def _shard_numbers(filenames: Iterable[str]) -> set[int]:
