@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from tests._support.stores import body, fill, make_key, make_meta, rest
 from trioproxy import ErrorSource, ProxyError
-from trioproxy.cache._eviction import LruEviction, S3FifoEviction
+from trioproxy.cache._eviction import LruEviction, S3FifoEviction, slot_of
 from trioproxy.cache._key import CacheKey
 from trioproxy.cache._memory import MemoryHitHandler, MemoryMissHandler, MemoryStorage
 from trioproxy.cache._storage import MAX_PIECE, STORAGE_FULL, PurgeType
@@ -531,6 +531,16 @@ class StoreMachine(RuleBasedStateMachine):
         for writing in self.writers:
             if writing.key == key and (writing.finished or kind is PurgeType.INVALIDATION):
                 writing.purged = True
+
+    @rule(reading=readings, tag=st.sampled_from(["t", "u"]), size=st.integers(0, 20_000))
+    def update_meta(self, reading: Reading | None, tag: str, size: int) -> None:
+        if reading is None:
+            return
+        key, number = reading.of.key, str(reading.of.number)
+        kept = self.store._shelf.entries.get(slot_of(key.primary_hash, key.variance))
+        if kept is reading.of.handler._entry:
+            meta = make_meta(("Cache-Tag", tag), ("X-Number", number), ("X", "y" * size))
+            assert self.run(self.store.update_meta(key, meta))
 
     @rule()
     def invalidate_a_tag(self) -> None:
