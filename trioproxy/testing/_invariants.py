@@ -213,13 +213,12 @@ def _calm_streams(observed: Observed) -> bool:
     over_http2 = any(name.speaks.startswith("h2") for name in scenario.names)
     for _, _, request in scenario.requests():
         for answer in request.answers:
-            # What ends a connection there, ends what others have under way.
-            if over_http2 and (answer.cut is not None or answer.after in ("drop", "close")):
+            # What ends a connection there, ends what others have under way; a reset does not.
+            if over_http2 and (
+                (answer.cut is not None and answer.code is None)
+                or answer.after in ("drop", "close")
+            ):
                 return False
-            if answer.code is not None or answer.wrong is not None:
-                return False
-        if request.reset is not None or request.wrong is not None:
-            return False
     return True
 
 
@@ -234,6 +233,9 @@ def _calm_answers(observed: Observed) -> Iterator[str]:
         if (
             request.method not in IDEMPOTENT
             or not asked.whole
+            or request.reset is not None
+            or request.wrong is not None
+            or any(each.code is not None or each.wrong is not None for each in answers)
             or request.blocks > 3000  # more than can be repeated
             # An origin may not know extended CONNECT, a client may not be told a plain success.
             or (request.upgrade and (over_http2 or asked.stream is not None))
