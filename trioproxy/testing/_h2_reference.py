@@ -30,13 +30,13 @@ from hyperframe.frame import (
 )
 
 from .._errors import ProxyError
+from ._accounts import AccountError, Windows
 from ._reference import MalformedError, Message
 from ._scenario import Http2
 from ._secure import AnyEnd, SecureEnd
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MOST_FRAME = 16384
-MOST_WINDOW = 2**31 - 1
 #: Bytes that wait for the link before content has to wait.
 HELD = 65536
 
@@ -56,58 +56,6 @@ _OF_CONNECTION = (
 )
 
 Fields = list[tuple[bytes, bytes]]
-
-
-class AccountError(MalformedError):
-    """A window went wrong."""
-
-
-# -- accounts ------------------------------------------------------------------------------------
-
-
-@attrs.define
-class Windows:
-    """The windows of one direction: the connection's and those of its streams."""
-
-    initial: int = 65535
-    connection: int = 65535
-    streams: dict[int, int] = attrs.field(factory=dict)
-
-    def stream(self, number: int) -> int:
-        """Return the window of a stream."""
-        return self.streams.setdefault(number, self.initial)
-
-    def room(self, number: int) -> int:
-        """Return how much content may be sent on a stream."""
-        return min(self.connection, self.stream(number))
-
-    def take(self, number: int, count: int) -> None:
-        """Let the bytes of a DATA frame through, padding and all."""
-        self.connection -= count
-        self.streams[number] = self.stream(number) - count
-
-    def give(self, number: int, count: int) -> None:
-        """Follow a WINDOW_UPDATE.
-
-        Raises:
-          AccountError: it goes over the top.
-        """
-        if not count:
-            raise AccountError("an increment of nothing")
-        if number:
-            size = self.streams[number] = self.stream(number) + count
-        else:
-            size = self.connection = self.connection + count
-        if size > MOST_WINDOW:
-            raise AccountError(f"a window of {size}")
-
-    def set_initial(self, size: int) -> None:
-        """Follow a SETTINGS_INITIAL_WINDOW_SIZE."""
-        for number in self.streams:
-            self.streams[number] += size - self.initial
-            if self.streams[number] > MOST_WINDOW:
-                raise AccountError(f"a window of {self.streams[number]}")
-        self.initial = size
 
 
 # -- streams -------------------------------------------------------------------------------------
