@@ -23,7 +23,7 @@ from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from .._messages import Data
 from .._util import Bell
-from ..codec._h2 import MAX_FRAME, H2Codec
+from ..codec._h2 import H2Codec
 from ..codec._h2_events import (
     ENHANCE_YOUR_CALM,
     NO_ERROR,
@@ -42,6 +42,7 @@ from ..codec._h2_events import (
     TrailersReceived,
     WindowOpened,
 )
+from ..codec._h2_library import MAX_FRAME
 from ..transport._byte_stream import ByteStream
 from ._mailbox import ReadTimer
 
