@@ -608,15 +608,6 @@ class H2Codec:
                 self._h2.reset_stream(stream_id, code)
             self._gone(stream_id, _How.RESET if fault else _How.GIVEN_UP)
 
-    def is_live(self, stream_id: int) -> bool:
-        """Tell whether a stream is not over."""
-        return stream_id in self._live
-
-    def remote_ended(self, stream_id: int) -> bool:
-        """Tell whether the peer has sent all it will on a stream."""
-        live = self._live.get(stream_id)
-        return live is None or live.remote_end
-
     # -- output ----------------------------------------------------------------------------------
 
     @property

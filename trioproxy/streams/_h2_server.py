@@ -359,7 +359,6 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
         self.tunnel = False
         self._head = head
         self._gone: str | None = None
-        self._malformed: str | None = None
         self._scope: trio.CancelScope | None = None
         self._allowance = Allowance(options.min_receive_rate)
         self._over = False
