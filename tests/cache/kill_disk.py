@@ -245,16 +245,16 @@ def run_round(directory: Path, chance: random.Random) -> bool:
       AssertionError: something was wrong; the process that found it has said what.
     """
     by_itself = chance.random() < 0.5
-    steps = 100
+    steps = 60
     reading, writing = os.pipe()
 
     def victim() -> None:
         if by_itself:
-            die_at(chance.randrange(1, 500), chance.random() < 0.5)
+            die_at(chance.randrange(1, 400), chance.random() < 0.5)
         trio.run(fill, directory, chance.getrandbits(32), steps)
 
     def survivor() -> None:
-        trio.run(fill, directory, chance.getrandbits(32) + 1, steps // 20)
+        trio.run(fill, directory, chance.getrandbits(32) + 1, steps // 12)
 
     dying = forked(victim, writing)
     os.close(writing)

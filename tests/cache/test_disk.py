@@ -431,6 +431,36 @@ async def test_an_index_with_nonsense_in_it_is_made_again_while_it_is_used(
     assert await store.purge_tag("t") == 9
 
 
+@pytest.mark.parametrize("boot", ["this", "another"])
+async def test_an_index_is_checked_in_full_after_the_machine_was_started(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, boot: str
+) -> None:
+    monkeypatch.setattr(_disk_index, "_boot", lambda: "this")
+    store = await directory.open()
+    for number in range(30):
+        await fill(store, make_key(f"n{number}"), b"x")
+    page = page_of(store, "entries_used")
+    await store.aclose()
+    (index,) = directory.indexes()
+    content = bytearray(index.read_bytes())
+    # A moment in the order of use that is not that of the entry: each page is sound in itself.
+    content[page * 4096 - 30] ^= 1
+    index.write_bytes(content)
+    monkeypatch.setattr(_disk_index, "_boot", lambda: boot)
+    store = await directory.open()
+    assert store.statistics().entries == 30
+    assert (directory.indexes() == [index]) is (boot == "this")
+
+
+def page_of(store: DiskStorage, name: str) -> int:
+    """Return the number of the first page of a table or an index."""
+    db = store.files.index._db
+    assert db is not None
+    (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    assert db.execute("PRAGMA page_size").fetchone() == (4096,)
+    return int(page)
+
+
 async def test_a_directory_that_was_emptied_is_made_again(directory: Directory) -> None:
     store = await directory.open()
     await fill(store, make_key(), LONG)

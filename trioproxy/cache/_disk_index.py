@@ -57,8 +57,8 @@ CREATE INDEX entries_used ON entries (used);
 CREATE INDEX entries_variants ON entries (resource, used) WHERE resource IS NOT NULL;
 CREATE TABLE tags (tag TEXT, name BLOB, PRIMARY KEY (tag, name)) WITHOUT ROWID;
 CREATE INDEX tags_name ON tags (name);
-CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO total VALUES (0, 0);
+CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL, boot TEXT NOT NULL);
+INSERT INTO total VALUES (0, 0, '');
 CREATE TRIGGER added AFTER INSERT ON entries BEGIN
     UPDATE total SET items = items + 1, bytes = bytes + NEW.size + NEW.side;
 END;
@@ -151,7 +151,10 @@ class DiskIndex:
         self._disconnect()
 
     def _catch_up(self) -> None:
+        boot = _boot()
         with self._transaction() as db:
+            if db.execute("SELECT boot FROM total").fetchone() != (boot,):
+                self._distrust(db)
             self.swept += sweep(self.layout)
             shards = {name[0] for (name,) in db.execute("SELECT name FROM entries")}
         shards.update(_shard_numbers(os.listdir(self.layout.objects)))
@@ -161,7 +164,12 @@ class DiskIndex:
         with self._transaction() as db:
             # The triggers keep the sums, but a bit that flipped would be carried along for ever.
             query = "SELECT COUNT(*), COALESCE(SUM(size + side), 0) FROM entries"
-            db.execute(f"UPDATE total SET (items, bytes) = ({query})")
+            db.execute(f"UPDATE total SET (items, bytes) = ({query}), boot = ?", (boot,))
+
+    def _distrust(self, db: sqlite3.Connection) -> None:
+        """Check an index that was written before the machine was started."""
+        if db.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+            raise _NonsenseError("a damaged index")
 
     def _connection(self) -> sqlite3.Connection:
         """Return the connection to the newest index."""
@@ -186,9 +194,12 @@ class DiskIndex:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA journal_mode = WAL")
-        # After a power cut the newest rows may be missing, which `open` sees.
-        db.execute("PRAGMA synchronous = NORMAL")
+        # Not WAL, which maps a file into memory: where the disk is full, that can be a SIGBUS. The
+        # journal stays where it is, so that there is room for it when something is to be removed.
+        db.execute("PRAGMA journal_mode = PERSIST")
+        db.execute("PRAGMA journal_size_limit = 1048576")
+        # A process that dies does not damage the index, a power cut may: see `_distrust`.
+        db.execute("PRAGMA synchronous = OFF")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(_SCHEMA)
@@ -218,7 +229,7 @@ class DiskIndex:
             if os.path.exists(self._path(number)):
                 # From here on everybody opens the new one, and finds the old one gone.
                 os.close(os.open(self._path(number + 1), os.O_CREAT | os.O_RDWR, 0o600))
-                for suffix in ("", "-wal", "-shm", "-journal"):
+                for suffix in ("", "-journal", "-wal", "-shm"):
                     remove(self._path(number) + suffix)
 
     # -- transactions ------------------------------------------------------------------------------
@@ -495,6 +506,15 @@ class DiskIndex:
 
 class _NonsenseError(Exception):
     """The index is of another version, or its numbers contradict each other."""
+
+
+def _boot() -> str:
+    """Return what is another one after each start of the machine; at random where that is unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.urandom(8).hex()
 
 
 def _shard_numbers(filenames: Iterable[str]) -> set[int]:
