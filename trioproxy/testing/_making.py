@@ -269,7 +269,11 @@ def _over_http2(choose: Choose, answer: Answer) -> Answer:
 
 
 def _over_tls(choose: Choose, answer: Answer) -> Answer:
-    return attrs.evolve(answer, leave=choose((answer.leave, answer.leave, "truncate", "hush")))
+    answer = attrs.evolve(answer, leave=choose((answer.leave, answer.leave, "truncate", "hush")))
+    if answer.status != 101 and choose((False,) * 7 + (True,)):
+        # What ends with its connection alone ends well by close_notify, and by nothing else.
+        return attrs.evolve(answer, framing="close", trailer=False, cut=choose((100, 150, 400)))
+    return answer
 
 
 def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
@@ -310,10 +314,14 @@ def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
         if down != "h1" and choose((False, False, False, True)):
             speaks = "h1-tls" if secure else "h1"  # beside the others
         most = sum(got) + sum(sent)
+        requests = tuple(_versioned(choose, each, speaks, up) for each in client.requests)
+        if speaks.startswith("h2") and choose((False,) * 7 + (True,)):
+            # Asked and taken back at once: nothing may be gained by it.
+            requests = tuple(attrs.evolve(each, reset=_reset(choose)) for each in requests * 2)
         clients.append(
             attrs.evolve(
                 client,
-                requests=tuple(_versioned(choose, each, speaks, up) for each in client.requests),
+                requests=requests,
                 http2=_http2(choose, most, origin=False) if speaks.startswith("h2") else None,
                 end=choose((client.end, client.end, "truncate", "hush")) if secure else client.end,
                 link=_later(choose, client.link) if secure else client.link,
