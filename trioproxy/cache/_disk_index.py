@@ -292,20 +292,9 @@ class DiskIndex:
         """Make room for a finished file and put it in its place; False where it is too large."""
 
         def work() -> bool:
-            if not self._make_room(limit, row.name, row.size):
-                return False
-            moved = False
-            try:
-                with self._transaction() as db:
-                    self._insert(db, row, self._now())
-                    self._limit_variants(db, row)
-                    self._move(path, row.name)
-                    moved = True
-            except BaseException:
-                if moved:
-                    # Without a row it would escape the limit.
-                    remove(self.layout.entry(row.name))
-                raise
+            while not self._publish(path, row, limit):
+                if not self._make_room(limit, row.name, row.size):
+                    return False
             return True
 
         return row.size <= limit and self._guarded(work)
@@ -364,7 +353,8 @@ class DiskIndex:
                 content = encode_side(entry.prelude.generation, encoded)
                 write_side(self.layout, name, content, fsync=self._fsync)
                 db.execute("UPDATE entries SET side = ? WHERE name = ?", (len(content), name))
-                _set_tags(db, name, cache_tags(meta))
+                db.execute("DELETE FROM tags WHERE name = ?", (name,))
+                _add_tags(db, name, cache_tags(meta))
             self._make_room(limit, name, 0)
             return True
 
@@ -372,18 +362,37 @@ class DiskIndex:
 
     # -- within a transaction ------------------------------------------------------------------------
 
+    def _publish(self, path: str, row: Row, limit: int) -> bool:
+        """Put a file in its place if there is room, and tell whether there was."""
+        moved = False
+        try:
+            with self._transaction() as db:
+                if self._excess(db, limit, row.name, row.size) > 0:
+                    return False
+                self._insert(db, row, self._now())
+                self._limit_variants(db, row)
+                self._move(path, row.name)
+                moved = True
+        except BaseException:
+            if moved:
+                # Without a row it would escape the limit.
+                remove(self.layout.entry(row.name))
+            raise
+        return True
+
+    def _excess(self, db: sqlite3.Connection, limit: int, name: bytes, size: int) -> int:
+        """Return how many bytes have to go before an entry may come, or replace what it was."""
+        query = "SELECT bytes - COALESCE((SELECT size + side FROM entries WHERE name = ?), 0) FROM total"
+        (others,) = db.execute(query, (name,)).fetchone()
+        return int(others) + size - limit
+
     def _make_room(self, limit: int, name: bytes, size: int) -> bool:
+        query = "SELECT name, size + side FROM entries WHERE name != ? ORDER BY used LIMIT ?"
         while True:
             with self._transaction() as db:
-                query = "SELECT size + side FROM entries WHERE name = ?"
-                replaced = db.execute(query, (name,)).fetchone()
-                (total,) = db.execute("SELECT bytes FROM total").fetchone()
-                excess = total - (replaced[0] if replaced else 0) + size - limit
+                excess = self._excess(db, limit, name, size)
                 if excess <= 0:
                     return True
-                query = (
-                    "SELECT name, size + side FROM entries WHERE name != ? ORDER BY used LIMIT ?"
-                )
                 victims = db.execute(query, (name, _BATCH)).fetchall()
                 if not victims:
                     if excess > size - limit:
@@ -436,7 +445,7 @@ class DiskIndex:
         db.execute("DELETE FROM entries WHERE name = ?", (row.name,))
         values = (row.name, row.size, row.side, row.modified, used, row.resource)
         db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
-        _set_tags(db, row.name, row.tags)
+        _add_tags(db, row.name, row.tags)
 
     def _reconcile(self, db: sqlite3.Connection, first: int) -> None:
         """Bring the rows of one shard up to its files, and remove what is torn or foreign there."""
@@ -526,6 +535,5 @@ def resource_of(key: CacheKey) -> bytes | None:
     return None if key.variance is None else key.primary_hash
 
 
-def _set_tags(db: sqlite3.Connection, name: bytes, tags: Iterable[str]) -> None:
-    db.execute("DELETE FROM tags WHERE name = ?", (name,))
+def _add_tags(db: sqlite3.Connection, name: bytes, tags: Iterable[str]) -> None:
     db.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, name) for tag in tags])
