@@ -24,7 +24,7 @@ from tests._support.stores import body, fill, make_key, make_meta, rest
 from trioproxy import ErrorSource, ErrorType, ProxyError
 from trioproxy.cache import _disk, _disk_index
 from trioproxy.cache._disk import DiskStorage
-from trioproxy.cache._disk_format import BLOCK
+from trioproxy.cache._disk_format import BLOCK, MAX_HEAD, Head, Prelude, occupied
 from trioproxy.cache._key import CacheKey
 from trioproxy.cache._storage import STORAGE_FULL, HitHandler, PurgeType
 
@@ -59,7 +59,7 @@ class Directory:
         return self.files("trioproxy-index-*.sqlite3")
 
     def size(self) -> int:
-        return sum(each.stat().st_size for each in self.files())
+        return sum(occupied(each.stat().st_size) for each in self.files())
 
 
 @pytest.fixture
@@ -153,14 +153,27 @@ async def test_later_metadata_is_there_after_a_restart(directory: Directory) -> 
     assert directory.files() == []
 
 
+async def test_metadata_have_a_limit(directory: Directory) -> None:
+    store = await directory.open()
+    long = make_meta(extensions={"x": b"x" * MAX_HEAD})
+    with pytest.raises(ProxyError) as caught:
+        await store.get_miss_handler(make_key(), long)
+    assert caught.value.etype == ErrorType.ResponseTooLarge
+    await fill(store, make_key(), b"x")
+    with pytest.raises(ProxyError) as caught:
+        await store.update_meta(make_key(), long)
+    assert caught.value.etype == ErrorType.ResponseTooLarge
+    assert await body(store, make_key()) == b"x"
+
+
 async def test_the_order_of_use_outlives_a_restart(directory: Directory) -> None:
-    store = await directory.open(100_000)
+    store = await directory.open(120_000)
     for number in range(9):
         await fill(store, make_key(f"n{number}"), b"x" * 10_000)
     for number in (0, 1):
         await body(store, make_key(f"n{number}"))
     await store.aclose()
-    store = await directory.open(100_000)
+    store = await directory.open(120_000)
     for number in range(3):
         await fill(store, make_key(f"m{number}"), b"x" * 10_000)
     kept = [number for number in range(9) if await body(store, make_key(f"n{number}")) is not None]
@@ -306,6 +319,26 @@ async def test_an_entry_under_another_name_is_dropped(directory: Directory) -> N
     assert directory.files() == []
 
 
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_entry_whose_metadata_are_of_another_version_is_dropped(
+    directory: Directory, restart: bool
+) -> None:
+    store = await directory.open()
+    await fill(store, make_key(), b"x")
+    (index,) = directory.indexes()
+    encoded = Head(make_key(), b"metadata of tomorrow").encode()
+    content = Prelude(len(encoded), 0, bytes(16)).encode(encoded) + encoded
+    directory.entry().write_bytes(content)
+    if restart:
+        await store.aclose()
+        store = await directory.open()
+        assert directory.files() == []
+    assert not await store.update_meta(make_key(), make_meta())
+    assert await store.lookup(make_key()) is None
+    assert directory.files() == []
+    assert directory.indexes() == [index]
+
+
 async def test_flipped_bits_never_come_out(directory: Directory) -> None:
     store = await directory.open()
     chance = random.Random(2)
@@ -419,7 +452,7 @@ async def test_an_index_of_another_version_is_made_again(directory: Directory) -
 async def test_an_index_with_nonsense_in_it_is_made_again_while_it_is_used(
     directory: Directory, damage: str
 ) -> None:
-    store = await directory.open(100_000)
+    store = await directory.open(120_000)
     for number in range(9):
         await fill(store, make_key(f"n{number}"), b"x" * 10_000)
     db = sqlite3.connect(directory.indexes()[0], isolation_level=None)
@@ -427,7 +460,7 @@ async def test_an_index_with_nonsense_in_it_is_made_again_while_it_is_used(
     db.close()
     for number in range(9):
         await fill(store, make_key(f"m{number}"), b"x" * 10_000, meta=make_meta(("Cache-Tag", "t")))
-    assert directory.size() == store.statistics().bytes <= 100_000
+    assert directory.size() == store.statistics().bytes <= 120_000
     assert await store.purge_tag("t") == 9
 
 
@@ -529,7 +562,7 @@ async def test_a_use_is_told_to_the_others_after_a_while(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_disk, "_USES", 1)
-    one, two = await directory.open(100_000), await directory.open(100_000)
+    one, two = await directory.open(120_000), await directory.open(120_000)
     for number in range(9):
         await fill(one, make_key(f"n{number}"), b"x" * 10_000)
     await body(two, make_key("n0"))

@@ -38,7 +38,16 @@ import trio
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._util import Bell
 from ._disk_files import Layout, PartialFile, open_entry, read_block, remove
-from ._disk_format import BLOCK, GENERATION, MAX_HEAD, PRELUDE, BadFileError, Head, file_size
+from ._disk_format import (
+    BLOCK,
+    GENERATION,
+    MAX_HEAD,
+    PRELUDE,
+    BadFileError,
+    Head,
+    file_size,
+    occupied,
+)
 from ._disk_index import DiskIndex, Row, resource_of
 from ._meta import CacheMeta
 from ._storage import (
@@ -473,7 +482,7 @@ class DiskMissHandler(MissHandler):
             body.flushed, body.tail, body.total = size, bytearray(), size
             body.wake()
             body.release()
-        return Created(length)
+        return Created(occupied(length))
 
     def abandon(self) -> None:
         """Drop what was written: nothing becomes visible, readers fail (row C-05)."""
@@ -530,7 +539,8 @@ class DiskStorage(Storage):
     Args:
       directory: Where; made if it is not there. Files in it that are not the store's are left
         alone. It has to be on a local file system: SQLite needs its locks.
-      max_bytes: The limit of all files together, the index excepted.
+      max_bytes: The limit of all files together, counted in the 4 KiB that file systems give room
+        in, the index excepted. What is evicted while it is read takes its room until that ends.
       max_object_bytes: The longest body that is kept (row C-09), a quarter of the limit where it is
         None.
       fsync: Whether an entry is on the medium before it is visible. Without it, a power cut may
@@ -809,7 +819,10 @@ class DiskStorage(Storage):
         await self.open()
         limit = self.max_bytes - self._reserved
         update = partial(self.files.index.update_meta, key.combined_hash, meta, limit)
-        return await self._ask(update)
+        try:
+            return await self._ask(update)
+        except ValueError:
+            raise too_large(MAX_HEAD) from None
 
     def statistics(self) -> StorageStatistics:
         """Return the counters.

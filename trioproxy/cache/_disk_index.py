@@ -17,6 +17,7 @@ Everything here blocks and is called in worker threads, one call at a time.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
@@ -38,7 +39,7 @@ from ._disk_files import (
     sync_directory,
     write_side,
 )
-from ._disk_format import BadFileError, encode_side
+from ._disk_format import MAX_HEAD, UNIT, BadFileError, encode_side, occupied
 from ._eviction import MAX_VARIANTS
 from ._key import CacheKey
 from ._meta import CacheMeta
@@ -47,6 +48,8 @@ from ._storage import cache_tags
 T = TypeVar("T")
 
 _SCHEMA_VERSION = 1
+# What an entry counts for, after OLD., NEW. or nothing; as `occupied`.
+_COST = f"(({{0}}size + {UNIT - 1}) / {UNIT} + ({{0}}side + {UNIT - 1}) / {UNIT}) * {UNIT}"
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE entries (
@@ -60,14 +63,14 @@ CREATE INDEX tags_name ON tags (name);
 CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL, boot TEXT NOT NULL);
 INSERT INTO total VALUES (0, 0, '');
 CREATE TRIGGER added AFTER INSERT ON entries BEGIN
-    UPDATE total SET items = items + 1, bytes = bytes + NEW.size + NEW.side;
+    UPDATE total SET items = items + 1, bytes = bytes + {_COST.format("NEW.")};
 END;
 CREATE TRIGGER removed AFTER DELETE ON entries BEGIN
-    UPDATE total SET items = items - 1, bytes = bytes - OLD.size - OLD.side;
+    UPDATE total SET items = items - 1, bytes = bytes - {_COST.format("OLD.")};
     DELETE FROM tags WHERE name = OLD.name;
 END;
 CREATE TRIGGER changed AFTER UPDATE OF side ON entries BEGIN
-    UPDATE total SET bytes = bytes - OLD.side + NEW.side;
+    UPDATE total SET bytes = bytes - {_COST.format("OLD.")} + {_COST.format("NEW.")};
 END;
 PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
@@ -108,7 +111,7 @@ class DiskIndex:
 
     Attributes:
       entries: Complete entries, when it was last looked at.
-      bytes: Bytes of their files, when it was last looked at.
+      bytes: What their files take, when it was last looked at.
       evictions: Entries that this process has removed to make room.
       swept: Files of dead processes that were removed.
     """
@@ -124,6 +127,7 @@ class DiskIndex:
         self._number = 0
         self._last_use = 0.0
         self._touched: dict[bytes, float] = {}
+        self._closed = False
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -148,6 +152,7 @@ class DiskIndex:
                 self._guarded(lambda: None)
             except (OSError, sqlite3.Error):
                 pass  # nothing but the order of use is lost
+        self._closed = True
         self._disconnect()
 
     def _catch_up(self) -> None:
@@ -163,7 +168,7 @@ class DiskIndex:
                 self._reconcile(db, first)
         with self._transaction() as db:
             # The triggers keep the sums, but a bit that flipped would be carried along for ever.
-            query = "SELECT COUNT(*), COALESCE(SUM(size + side), 0) FROM entries"
+            query = f"SELECT COUNT(*), COALESCE(SUM({_COST.format('')}), 0) FROM entries"
             db.execute(f"UPDATE total SET (items, bytes) = ({query}), boot = ?", (boot,))
 
     def _distrust(self, db: sqlite3.Connection) -> None:
@@ -173,6 +178,8 @@ class DiskIndex:
 
     def _connection(self) -> sqlite3.Connection:
         """Return the connection to the newest index."""
+        if self._closed:
+            raise OSError(errno.EBADF, "the index is closed")
         if self._db is not None and not os.path.exists(self._path(self._number)):
             # Another process found it damaged.
             self._disconnect()
@@ -293,11 +300,11 @@ class DiskIndex:
 
         def work() -> bool:
             while not self._publish(path, row, limit):
-                if not self._make_room(limit, row.name, row.size):
+                if not self._make_room(limit, row.name, occupied(row.size)):
                     return False
             return True
 
-        return row.size <= limit and self._guarded(work)
+        return occupied(row.size) <= limit and self._guarded(work)
 
     def remove(self, name: bytes, generation: bytes | None = None) -> bool:
         """Remove an entry, or only the one of this generation, and tell whether it was there."""
@@ -342,8 +349,15 @@ class DiskIndex:
         return self._guarded(work)
 
     def update_meta(self, name: bytes, meta: CacheMeta, limit: int) -> bool:
-        """Give an entry other metadata, unless it is not the one that these were made from."""
+        """Give an entry other metadata, unless it is not the one that these were made from.
+
+        Raises:
+          ValueError: they are longer than `MAX_HEAD`.
+          OSError, sqlite3.Error: that failed.
+        """
         encoded = meta.to_bytes()
+        if len(encoded) > MAX_HEAD:
+            raise ValueError(f"metadata of {len(encoded)} bytes")
 
         def work() -> bool:
             with self._transaction() as db:
@@ -367,7 +381,7 @@ class DiskIndex:
         moved = False
         try:
             with self._transaction() as db:
-                if self._excess(db, limit, row.name, row.size) > 0:
+                if self._excess(db, limit, row.name, occupied(row.size)) > 0:
                     return False
                 self._insert(db, row, self._now())
                 self._limit_variants(db, row)
@@ -387,7 +401,8 @@ class DiskIndex:
         return int(others) + size - limit
 
     def _make_room(self, limit: int, name: bytes, size: int) -> bool:
-        query = "SELECT name, size + side FROM entries WHERE name != ? ORDER BY used LIMIT ?"
+        cost = _COST.format("")
+        query = f"SELECT name, {cost} FROM entries WHERE name != ? ORDER BY used LIMIT ?"
         while True:
             with self._transaction() as db:
                 excess = self._excess(db, limit, name, size)
@@ -437,6 +452,7 @@ class DiskIndex:
             if entry is not None:
                 entry.file.close()
                 entry.check(name)
+                entry.decoded_meta()
         except BadFileError:
             return None
         return entry
@@ -493,10 +509,7 @@ class DiskIndex:
         entry = self._open(name)
         if entry is None:
             return None
-        try:
-            tags = cache_tags(entry.decoded_meta())
-        except BadFileError:
-            return None
+        tags = cache_tags(entry.decoded_meta())
         size, key = entry.prelude.file_size, entry.head.key
         return Row(name, size, entry.modified, tags, resource_of(key), entry.side_size)
 
