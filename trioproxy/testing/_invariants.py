@@ -288,7 +288,8 @@ def _honest_end(observed: Observed, asked: Asked) -> Iterator[str]:
     # An HTTP/1 client has all when it has all bytes: it cannot know of what came behind them.
     by_count = asked.stream is None and final.get(b"content-length") is not None
     if (received.stream is not None and not by_count) and (
-        not received.stream.sent_end or received.answer.wrong is not None
+        not received.stream.sent_end
+        or (received.answer.wrong is not None and not asked.request.upgrade)
     ):
         yield f"2: request {asked.number} got a clean end of what had none, or was malformed"
     expected = blocks(b"a", received.number, received.attempt, received.answer.blocks)

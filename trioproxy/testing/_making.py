@@ -282,6 +282,8 @@ def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
     answers = request.answers
     if up.startswith("h2"):
         answers = tuple(_over_http2(choose, each) for each in answers or (Answer(),))
+        if request.upgrade:
+            answers = tuple(attrs.evolve(each, wrong=None) for each in answers)
     if up.endswith("tls"):
         answers = tuple(_over_tls(choose, each) for each in answers)
     request = attrs.evolve(request, answers=answers)
