@@ -536,6 +536,38 @@ async def test_what_one_process_is_writing_the_others_do_not_see(directory: Dire
         assert await body(each, make_key()) == LONG
 
 
+@pytest.mark.parametrize("kind", PurgeType)
+async def test_a_purge_reaches_what_other_processes_are_writing(
+    directory: Directory, kind: PurgeType
+) -> None:
+    one, two = await directory.open(), await directory.open()
+    await fill(one, make_key(), b"old")
+    writer = await two.get_miss_handler(make_key(), make_meta())
+    await writer.write_body(LONG, True)
+    assert await one.purge(make_key().compact(), kind)
+    await writer.finish()
+    kept = LONG if kind is PurgeType.EVICTION else None
+    assert await body(one, make_key()) == await body(two, make_key()) == kept
+    # What was begun afterwards is not concerned.
+    await fill(two, make_key(), b"new")
+    assert await body(one, make_key()) == b"new"
+
+
+async def test_a_tag_reaches_what_other_processes_are_writing(directory: Directory) -> None:
+    one, two = await directory.open(), await directory.open()
+    writers = [
+        await two.get_miss_handler(make_key(tag), make_meta(("Cache-Tag", tag))) for tag in "ab"
+    ]
+    for writer in writers:
+        await writer.write_body(LONG, True)
+    await one.purge_tag("a")
+    for writer in writers:
+        await writer.finish()
+    assert await body(one, make_key("a")) is None
+    assert await body(one, make_key("b")) == LONG
+    assert two.statistics().admissions == 1
+
+
 async def test_a_reader_keeps_the_entry_that_another_process_replaces(directory: Directory) -> None:
     one, two = await directory.open(), await directory.open()
     await fill(one, make_key(), LONG)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import trio
 
+from .._clock import wall_time
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._util import Bell
 from ._disk_files import Layout, PartialFile, open_entry, read_block, remove
@@ -48,7 +49,7 @@ from ._disk_format import (
     file_size,
     occupied,
 )
-from ._disk_index import DiskIndex, Row, resource_of
+from ._disk_index import DiskIndex, Outcome, Row, resource_of
 from ._meta import CacheMeta
 from ._storage import (
     Created,
@@ -170,6 +171,7 @@ class _Writing:
     """An entry that is being written."""
 
     __slots__ = (
+        "begun",
         "body",
         "encoded_meta",
         "handler",
@@ -186,6 +188,7 @@ class _Writing:
         self.name = key.combined_hash
         self.resource = resource_of(key)
         self.number = number
+        self.begun = wall_time()
         # Whoever looks it up gets metadata of its own, and the writer's may change.
         self.encoded_meta = meta.to_bytes()
         self.head = Head(key, self.encoded_meta).encode()
@@ -530,7 +533,7 @@ class DiskStorage(Storage):
 
     It survives restarts and is safe against a kill at any moment. Several processes may use one
     directory, each with an object of its own (made after a fork, or at least not used before it):
-    what one has finished, all see. They share one limit, which they keep together, and the order of
+    what one has finished, all see, and a purge reaches what any of them is writing. They share one limit, which they keep together, and the order of
     use, which they tell each other some seconds late. What they are writing counts for each alone.
 
     Entries can be read while they are written, by readers of the same process. Several writers of
@@ -759,9 +762,11 @@ class DiskStorage(Storage):
             # Set before anything is waited for: who finishes meanwhile compares with it.
             self._kept[name] = writing.number
             limit = self.max_bytes - self._reserved + writing.reserved
-            if not await self._ask(partial(self.files.index.publish, path, row, limit)):
+            publish = partial(self.files.index.publish, path, row, limit, writing.begun)
+            outcome = await self._ask(publish)
+            if outcome is Outcome.NO_ROOM:
                 raise storage_full()
-            self._admissions += 1
+            self._admissions += outcome is Outcome.KEPT
         self._drop(writing)
 
     def forget(self, writing: _Writing) -> None:
@@ -789,13 +794,16 @@ class DiskStorage(Storage):
         await self.open()
         name = key.combined_hash
         hidden = 0
-        if kind is PurgeType.INVALIDATION:
+        invalidate = kind is PurgeType.INVALIDATION
+        if invalidate:
             hidden = _hide(self._writing.get(name, ()))
-        removed: bool = await self._ask(partial(self.files.index.remove, name))
-        if kind is PurgeType.EVICTION:
-            self.files.index.evictions += removed
-        else:
+        removed: bool = await self._ask(
+            partial(self.files.index.remove, name, invalidate=invalidate)
+        )
+        if invalidate:
             self._purges += hidden + removed
+        else:
+            self.files.index.evictions += removed
         return hidden > 0 or removed
 
     async def purge_tag(self, tag: str) -> int:

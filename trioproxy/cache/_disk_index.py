@@ -17,6 +17,7 @@ Everything here blocks and is called in worker threads, one call at a time.
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import re
@@ -60,6 +61,7 @@ CREATE INDEX entries_used ON entries (used);
 CREATE INDEX entries_variants ON entries (resource, used) WHERE resource IS NOT NULL;
 CREATE TABLE tags (tag TEXT, name BLOB, PRIMARY KEY (tag, name)) WITHOUT ROWID;
 CREATE INDEX tags_name ON tags (name);
+CREATE TABLE purged (what PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL, boot TEXT NOT NULL);
 INSERT INTO total VALUES (0, 0, '');
 CREATE TRIGGER added AFTER INSERT ON entries BEGIN
@@ -78,6 +80,8 @@ COMMIT;
 _INDEX = re.compile(r"trioproxy-index-([0-9]{1,9})\.sqlite3")
 # How long a writer waits for those of other processes, in seconds.
 _BUSY = 5.0
+# How long a purge counts for those who are writing in other processes, in seconds.
+_REMEMBERED = 3600.0
 # Entries that go in one transaction, so that other processes get a turn.
 _BATCH = 64
 # Primary result codes by which SQLite says that the file is not what it should be: a table is
@@ -104,6 +108,16 @@ class Row:
     tags: frozenset[str]
     resource: bytes | None
     side: int = 0
+
+
+class Outcome(enum.Enum):
+    """What became of a finished file."""
+
+    KEPT = "kept"
+    #: There is no room for it, whatever is removed.
+    NO_ROOM = "no room"
+    #: Somebody has purged what it would be, since its writer began.
+    PURGED = "purged"
 
 
 class DiskIndex:
@@ -295,22 +309,43 @@ class DiskIndex:
         """
         return size <= limit and self._guarded(lambda: self._make_room(limit, name, size))
 
-    def publish(self, path: str, row: Row, limit: int) -> bool:
-        """Make room for a finished file and put it in its place; False where it is too large."""
+    def publish(self, path: str, row: Row, limit: int, begun: float) -> Outcome:
+        """Make room for a finished file and put it in its place, if it may and can be there.
 
-        def work() -> bool:
-            while not self._publish(path, row, limit):
+        Args:
+          path: Where it is.
+          row: What it will be.
+          limit: What all entries together may take, in bytes.
+          begun: When its writer began, in wall seconds.
+        """
+        if occupied(row.size) > limit:
+            return Outcome.NO_ROOM
+
+        def work() -> Outcome:
+            while True:
+                outcome = self._publish(path, row, limit, begun)
+                if outcome is not Outcome.NO_ROOM:
+                    return outcome
                 if not self._make_room(limit, row.name, occupied(row.size)):
-                    return False
-            return True
+                    return outcome
 
-        return occupied(row.size) <= limit and self._guarded(work)
+        return self._guarded(work)
 
-    def remove(self, name: bytes, generation: bytes | None = None) -> bool:
-        """Remove an entry, or only the one of this generation, and tell whether it was there."""
+    def remove(
+        self, name: bytes, generation: bytes | None = None, *, invalidate: bool = False
+    ) -> bool:
+        """Remove an entry and tell whether it was there.
+
+        Args:
+          name: The entry.
+          generation: Of the only one that is to be removed; None for any.
+          invalidate: Whether what is being written, in whatever process, is not to be kept.
+        """
 
         def work() -> bool:
             with self._transaction() as db:
+                if invalidate:
+                    _note_purge(db, name)
                 if generation is not None:
                     entry = self._open(name)
                     if entry is None or entry.prelude.generation != generation:
@@ -334,6 +369,8 @@ class DiskIndex:
 
         def work() -> int:
             removed = 0
+            with self._transaction() as db:
+                _note_purge(db, tag)
             while True:
                 with self._transaction() as db:
                     query = "SELECT name FROM tags WHERE tag = ? LIMIT ?"
@@ -376,13 +413,16 @@ class DiskIndex:
 
     # -- within a transaction ------------------------------------------------------------------------
 
-    def _publish(self, path: str, row: Row, limit: int) -> bool:
-        """Put a file in its place if there is room, and tell whether there was."""
+    def _publish(self, path: str, row: Row, limit: int, begun: float) -> Outcome:
+        """Put a file in its place if there is room."""
         moved = False
         try:
             with self._transaction() as db:
+                if _purged_since(db, row, begun):
+                    remove(path)
+                    return Outcome.PURGED
                 if self._excess(db, limit, row.name, occupied(row.size)) > 0:
-                    return False
+                    return Outcome.NO_ROOM
                 self._insert(db, row, self._now())
                 self._limit_variants(db, row)
                 self._move(path, row.name)
@@ -392,7 +432,7 @@ class DiskIndex:
                 # Without a row it would escape the limit.
                 remove(self.layout.entry(row.name))
             raise
-        return True
+        return Outcome.KEPT
 
     def _excess(self, db: sqlite3.Connection, limit: int, name: bytes, size: int) -> int:
         """Return how many bytes have to go before an entry may come, or replace what it was."""
@@ -546,6 +586,20 @@ def _shard_numbers(filenames: Iterable[str]) -> set[int]:
 def resource_of(key: CacheKey) -> bytes | None:
     """Return what the variants of a resource have in common; None for its primary slot."""
     return None if key.variance is None else key.primary_hash
+
+
+def _note_purge(db: sqlite3.Connection, what: bytes | str) -> None:
+    """Note that an entry, or a tag, was purged, for those who are writing in other processes."""
+    now = wall_time()
+    db.execute("DELETE FROM purged WHERE at < ?", (now - _REMEMBERED,))
+    db.execute("INSERT OR REPLACE INTO purged VALUES (?, ?)", (what, now))
+
+
+def _purged_since(db: sqlite3.Connection, row: Row, begun: float) -> bool:
+    query = "SELECT at FROM purged WHERE what = ? AND at > ?"
+    return any(
+        db.execute(query, (what, begun)).fetchone() is not None for what in (row.name, *row.tags)
+    )
 
 
 def _add_tags(db: sqlite3.Connection, name: bytes, tags: Iterable[str]) -> None:
