@@ -533,8 +533,9 @@ class DiskStorage(Storage):
 
     It survives restarts and is safe against a kill at any moment. Several processes may use one
     directory, each with an object of its own (made after a fork, or at least not used before it):
-    what one has finished, all see, and a purge reaches what any of them is writing. They share one limit, which they keep together, and the order of
-    use, which they tell each other some seconds late. What they are writing counts for each alone.
+    what one has finished, all see, and a purge reaches what any of them is writing. They keep one
+    limit together, and share the order of use, which they tell each other some seconds late. What
+    they are writing counts for each alone.
 
     Entries can be read while they are written, by readers of the same process. Several writers of
     one key may be under way: the one begun last is what look-ups find and what is kept in the end.
