@@ -22,8 +22,19 @@ class Filters:
     fail_to_proxy: Callback
     error_while_proxy: Callback
     request_summary: Callback
+    cache_key_callback: Callback
+    cache_miss: Callback
+    response_cache_filter: Callback
+    cache_not_modified_filter: Callback
+    range_header_filter: Callback
+    should_serve_stale: Callback
     early_request_filter: Callback | None = None
     request_filter: Callback | None = None
+    request_cache_filter: Callback | None = None
+    is_purge: Callback | None = None
+    purge_response_filter: Callback | None = None
+    cache_hit_filter: Callback | None = None
+    cache_vary_filter: Callback | None = None
     proxy_upstream_filter: Callback | None = None
     connected_to_upstream: Callback | None = None
     fail_to_connect: Callback | None = None
@@ -50,6 +61,12 @@ class Filters:
             "fail_to_proxy": proxy.fail_to_proxy,
             "error_while_proxy": proxy.error_while_proxy,
             "request_summary": proxy.request_summary,
+            "cache_key_callback": proxy.cache_key_callback,
+            "cache_miss": proxy.cache_miss,
+            "response_cache_filter": proxy.response_cache_filter,
+            "cache_not_modified_filter": proxy.cache_not_modified_filter,
+            "range_header_filter": proxy.range_header_filter,
+            "should_serve_stale": proxy.should_serve_stale,
         }
         for name in plan.overrides:
             bound[name] = getattr(proxy, name)
