@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,17 @@ class Filters:
     response_trailer_filter: Callback | None = None
     suppress_error_log: Callback | None = None
     logging: Callback | None = None
+    #: Whether anything of these has to do with a cache.
+    caches: bool = False
+    #: The same without the filters of the upstream's side, which have run where a cache looks on.
+    of_client: Filters = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        without = copy.copy(self)
+        without.upstream_response_filter = None
+        without.upstream_response_body_filter = None
+        without.of_client = without
+        self.of_client = without
 
     @classmethod
     def bind(cls, proxy: ProxyHttp[Any]) -> Filters:
@@ -72,6 +84,7 @@ class Filters:
             bound[name] = getattr(proxy, name)
             if f"{name}_is_async" in _FIELDS:
                 bound[f"{name}_is_async"] = name in plan.is_async
+        bound["caches"] = "request_cache_filter" in bound or "is_purge" in bound
         return cls(**bound)
 
 

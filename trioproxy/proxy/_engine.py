@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -18,14 +18,21 @@ import trio
 
 from .._clock import wall_time
 from .._config import ServerConf
-from .._errors import ErrorType, ProxyError, RetryType
-from .._info import Digest
-from .._messages import RequestHeader
+from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
+from .._info import ConnectionInfo, Digest
+from .._messages import END, Data, RequestHeader, ResponseEvent
 from .._peer import HttpPeer
+from .._util import unwrap
+from ..cache._http_cache import HttpCache, Spawn
+from ..cache._lock import WritePermit
+from ..cache._policy import NoCacheReason
+from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
+from ..streams._memory import memory_exchange
 from ..upstream._pool import Pool
 from ._bound import Filters
+from ._caching import ServeStored, TapStream, cache_stage, serve_stored, stored_validators
 from ._failure import as_proxy_error, canned_head, log_failure
 from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
@@ -52,12 +59,77 @@ class Services:
     log: logging.Logger
     #: Called with a record of every exchange, or None where nobody wants one.
     on_record: Callable[[ExchangeRecord], None] | None = None
+    #: Owns what outlives the request that started it; None where nothing may.
+    nursery: trio.Nursery | None = None
+    #: Runs an exchange that the proxy makes of itself; the engine sets it.
+    handle: Callable[[DownstreamStream, WritePermit], Awaitable[None]] | None = None
     draining: bool = False
+    #: Requests that the proxy makes of itself, now.
+    background: int = 0
     sessions: int = 0
     sessions_total: int = 0
     sessions_shed: int = 0
     retries: int = 0
     errors: Counter[str] = attrs.field(factory=Counter)
+    #: Requests by the phase of the cache that they ended in, and those that waited for another one.
+    cache_phases: Counter[str] = attrs.field(factory=Counter)
+    collapsed: int = 0
+
+    def count_cache(self, cache: HttpCache) -> None:
+        """Count what the cache was to a request."""
+        phase = cache.phase()
+        if phase.reason != NoCacheReason.NeverEnabled:
+            self.cache_phases[phase.text] += 1
+        if cache.lock_duration() is not None:
+            self.collapsed += 1
+
+    def spawn(self) -> Spawn | None:
+        """Return what starts a job that outlives its request, None where nothing may."""
+        return None if self.nursery is None else self._spawn
+
+    def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
+        assert self.nursery is not None
+        self.nursery.start_soon(job)
+
+    def revalidate(self, session: Session, cache: HttpCache) -> bool:
+        """Have what is stale fetched anew in the background; False where that cannot be now.
+
+        The request is a whole one of its own, from `new_ctx` to `logging`, and what comes of it is
+        for the cache alone (trait 12). It is bounded in number and time, and ends with the server.
+        """
+        if (
+            self.nursery is None
+            or self.handle is None
+            or self.draining
+            or self.background >= self.conf.max_background_requests
+        ):
+            return False
+        request = session.req_header().copy()
+        request.method = "GET"
+        self.background += 1
+        info = session.downstream_session.info
+        self.nursery.start_soon(self._revalidate, request, info, cache.take_write_lock())
+        return True
+
+    async def _revalidate(
+        self, request: RequestHeader, info: ConnectionInfo, permit: WritePermit
+    ) -> None:
+        assert self.handle is not None
+        try:
+            with trio.move_on_after(self.conf.background_timeout):
+                up, down = memory_exchange(info)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.handle, down, permit)
+                    async with up:
+                        await up.send(request, END)
+                        while not any(map(_ends, await up.receive_batch())):
+                            pass
+        except Exception as exc:  # nobody waits for it: told, and no matter of the server's
+            error = unwrap(exc)
+            self.log.warning("a request in the background failed: %s", error)
+        finally:
+            self.background -= 1
+            permit.drop()
 
     def count_error(self, error: ProxyError) -> None:
         """Count the error that a session ended with, by its source and root kind."""
@@ -70,6 +142,10 @@ class Services:
     def summary(self, session: Session) -> str:
         """Return the built-in summary of a session's request."""
         return ProxyHttp.request_summary(_NOBODY, session, None)
+
+
+def _ends(event: ResponseEvent) -> bool:
+    return event is END or (type(event) is Data and event.end)
 
 
 class _Nobody(ProxyHttp[None]):
@@ -92,9 +168,15 @@ class Engine:
         self._services = services
         self._filters = services.filters
         self._conf = services.conf
+        services.handle = self.handle
 
-    async def handle(self, stream: DownstreamStream) -> None:
+    async def handle(self, stream: DownstreamStream, permit: WritePermit | None = None) -> None:
         """Run one exchange; never raises an `Exception` of its callbacks.
+
+        Args:
+          stream: The client's side.
+          permit: The right to fill the cache, which the request got from another one that it is
+            made for.
 
         The session runs in a nursery of its own, which the client's departure cancels.
         """
@@ -103,6 +185,9 @@ class Engine:
         assert isinstance(request, RequestHeader)
         services = self._services
         session = Session(services, stream, request, batch[1:])
+        if permit is not None:
+            session._permit = permit
+            session._subrequest = True
         services.sessions += 1
         services.sessions_total += 1
         ctx: Any = None
@@ -157,6 +242,9 @@ class Engine:
                 services.count_error(session.error)
             if services.on_record is not None:
                 services.on_record(self._record(session))
+            if session._cache is not None:
+                session._cache.close()
+                services.count_cache(session._cache)
             if session.error is not None:
                 stream.blame = session.error.esource
             await stream.aclose()
@@ -199,6 +287,8 @@ class Engine:
                 session._phase = "request_filter"
                 if await filters.request_filter(session, ctx):
                     return await self._answered(session)
+            if filters.caches and await cache_stage(session, filters, ctx, self._conf):
+                return session.error
             if filters.proxy_upstream_filter is not None:
                 session._phase = "proxy_upstream_filter"
                 if not await filters.proxy_upstream_filter(session, ctx):
@@ -210,13 +300,40 @@ class Engine:
                 return None
         except Exception as exc:  # the single catch, first half: before a peer was chosen
             error = as_proxy_error(exc, session)
+            if session._cache is not None:
+                session._cache.disable(NoCacheReason.InternalError)
             await self._fail(session, ctx, error, before_upstream=True)
             return error
         error_left = await self._attempts(session, ctx, nursery)
+        if session._cache is not None:
+            error_left = await self._without_origin(session, ctx, session._cache, error_left)
         if error_left is not None:
             session.downstream_session.keepalive = None
             await self._fail(session, ctx, error_left, before_upstream=False)
         return error_left
+
+    async def _without_origin(
+        self, session: Session, ctx: Any, cache: HttpCache, error: ProxyError | None
+    ) -> ProxyError | None:
+        """Serve what is stored where the origin has failed, if it may be; return what error is left."""
+        if error is None:
+            return None
+        if not session.response_started() and cache.can_serve_stale_error():
+            session._phase = "should_serve_stale"
+            try:
+                serves = self._filters.should_serve_stale(session, ctx, error)
+            except Exception as exc:
+                error = as_proxy_error(exc, session)
+            else:
+                if serves:
+                    self._services.log.warning(
+                        "what is stored is served: %s: %s", self._summary(session, ctx), error
+                    )
+                    await serve_stored(session, self._filters, ctx, self._conf, cache)
+                    return session.error
+        internal = error.esource is ErrorSource.INTERNAL
+        cache.disable(NoCacheReason.InternalError if internal else NoCacheReason.UpstreamError)
+        return error
 
     async def _answered(self, session: Session) -> ProxyError | None:
         """End a request that `request_filter` says it answered; a 500 where it did not."""
@@ -231,6 +348,8 @@ class Engine:
 
     async def _declined(self, session: Session) -> ProxyError | None:
         """End a request that `proxy_upstream_filter` keeps from going on."""
+        if session._cache is not None:
+            session._cache.disable(NoCacheReason.DeclinedToUpstream)
         if session.response_started():
             await session.finish()
         else:
@@ -333,11 +452,37 @@ class Engine:
             request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
+        cache = session._cache
+        if cache is not None and cache.enabled():
+            fill_request(request, stored_validators(cache))
         if filters.upstream_request_filter is not None:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
+        tap = None
+        if cache is not None and (cache.enabled() or cache.bypassing()):
+            tap = upstream = TapStream(upstream, session, filters, ctx, cache)
+            filters = filters.of_client
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
-        first = await run_exchange(exchange, nursery)
+        try:
+            first = await run_exchange(exchange, nursery)
+        except ServeStored:
+            assert cache is not None
+            await serve_stored(session, self._filters, ctx, conf, cache)
+            return
+        except ProxyError as exc:
+            if (
+                tap is None
+                or not tap.outlives_client
+                or exc.esource is not ErrorSource.DOWNSTREAM
+                or not session._body.done
+            ):
+                raise
+            # The client is gone, others may want what it asked for (trait 6.4).
+            self._services.log.info("ignored during caching: %s", exc)
+            session.downstream_session.keepalive = None
+            first = None
+        if tap is not None:
+            await tap.finish_fill()
         if first is not None:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf

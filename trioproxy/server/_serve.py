@@ -75,6 +75,8 @@ class Statistics:
       connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
       accept_errors: Times that accepting failed for want of descriptors or memory.
+      cache: Requests with the cache on, by the phase that they ended in, such as ``("hit", 10)``.
+      collapsed: Requests that waited for another one that filled the cache.
       pool: The upstream connections.
     """
 
@@ -90,6 +92,8 @@ class Statistics:
     connection_limit_hits: int
     retries: int
     accept_errors: int
+    cache: tuple[tuple[str, int], ...]
+    collapsed: int
     pool: PoolStatistics
 
 
@@ -212,6 +216,8 @@ class _Server:
             connection_limit_hits=self.connection_limit_hits,
             retries=services.retries,
             accept_errors=self.accept_errors,
+            cache=tuple(sorted(services.cache_phases.items())),
+            collapsed=services.collapsed,
             pool=self.pool.statistics(),
         )
 
@@ -407,6 +413,7 @@ async def serve(
                 server.listening += [(each, front) for each in plan.opened]
             with server.serving:
                 async with trio.open_nursery() as nursery:
+                    server.services.nursery = nursery
                     urls = tuple(each.url for each, _ in server.listening)
                     task_status.started(Running(server, urls))
                     with server.accepting:
