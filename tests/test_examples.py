@@ -600,7 +600,10 @@ async def test_server_sent_events_are_numbered_one_by_one() -> None:
 
 
 async def test_the_guard_takes_whole_requests_of_a_bounded_size() -> None:
-    async with the_origin() as peer, serving(Guard(peer), **attrs.asdict(CONF)) as running:
+    async with (
+        the_origin() as peer,
+        serving(Guard(peer), **attrs.asdict(CONF, recurse=False)) as running,
+    ):
         (url,) = running.urls
         for size, status in ((5, 200), (MOST, 200), (MOST + 1, 413)):
             head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"

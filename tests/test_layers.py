@@ -96,6 +96,7 @@ def _is(target: str, library: str) -> bool:
 def test_the_table_was_read() -> None:
     assert set(LAYERS.values()) == set(range(8))
     assert LAYERS["_errors"] == 0
+    assert LAYERS["cache"] == LAYERS["upstream"] == 4
     assert LAYERS["proxy"] == 5
 
 
@@ -161,6 +162,17 @@ def test_the_values_and_the_protocol_know_no_trio() -> None:
     users = {each.importer for each in IMPORTS if _is(each.target, "trio")}
     low = {each for each in users if LAYERS.get(_entry(each), 9) <= 1}
     assert low <= {"_util"}
+
+
+def test_what_the_cache_decides_is_pure() -> None:
+    pure = {"cache._key", "cache._meta", "cache._policy"}
+    assert pure <= set(MODULES)
+    libraries = ("trio", "os", "io", "trioproxy._clock", "trioproxy.transport", "trioproxy.streams")
+    assert not [
+        each
+        for each in IMPORTS
+        if each.importer in pure and any(_is(each.target, library) for library in libraries)
+    ]
 
 
 def test_the_values_and_the_protocol_do_no_io() -> None:

@@ -575,7 +575,7 @@ async def test_head_204_and_304_leave_the_connection_in_step(
 # -- bodies --------------------------------------------------------------------------------------
 
 BLOCK = b"x" * 16384
-MANY = 128
+MANY = 48
 #: What one session may hold in all (row R-07), beside what the links in memory hold.
 BOUND = 262144
 

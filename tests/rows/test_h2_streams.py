@@ -18,7 +18,7 @@ from hyperframe.frame import (
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests._support.h2_rows import assert_serves, get, h2_gateway, never, response
+from tests._support.h2_rows import assert_serves, flood, get, h2_gateway, never, response
 from tests._support.h2_wire import (
     CANCEL,
     ENHANCE_YOUR_CALM,
@@ -32,7 +32,7 @@ from tests._support.h2_wire import (
 )
 from tests._support.matrix import Exchange
 from tests._support.recording import Ctx, Recorder
-from trioproxy import ErrorSource, ErrorType, ServerConf, Session
+from trioproxy import ErrorSource, ErrorType, ProxyError, ServerConf, Session
 
 LOGGED = "logging(ConnectionClosed)"
 
@@ -70,10 +70,12 @@ async def test_h2_02_the_budget_comes_back_with_time(autojump_clock: MockClock) 
     async with h2_gateway(never) as gateway:
         wire = await gateway.frames()
         stream = 1
-        for _ in range(5):
+        for _ in range(3):
+            burst: list[Frame] = []
             for _ in range(320):
-                await wire.send(*opened_and_reset(wire, stream))
+                burst += opened_and_reset(wire, stream)
                 stream += 2
+            await wire.send(*burst)
             await trio.sleep(10)
         await assert_serves(wire, stream)
 
@@ -196,6 +198,28 @@ async def test_h2_03_frames_on_a_stream_that_was_reset_are_paid_for_too(
         # Content is answered, so that who sends it learns that there is nobody.
         assert wire.resets() == ({1: STREAM_CLOSED} if isinstance(frame, DataFrame) else {})
         await wire.send(*[frame] * 20)
+        assert (await wire.goaway()).error_code == ENHANCE_YOUR_CALM
+
+
+async def test_h2_03_what_was_under_way_to_a_stream_that_was_given_up_is_free(
+    autojump_clock: MockClock,
+) -> None:
+    def refuse(session: Session, ctx: Ctx) -> None:
+        if session.req_header().method == "POST":
+            raise ProxyError.status(413)
+
+    recorder = Recorder(hooks={"request_filter": refuse})
+    async with h2_gateway(recorder=recorder) as gateway:
+        wire = await gateway.frames()
+        for stream in range(1, 21, 2):
+            await wire.headers(stream, request("POST"))
+            assert (await response(wire, stream))[0] == "413"
+            assert (await wire.until(RstStreamFrame)).error_code == NO_ERROR
+            await wire.send(*[DataFrame(stream, bytes(500))] * 131)
+            await wire.send(WindowUpdateFrame(stream, window_increment=1))
+        await wire.ping()
+        await assert_serves(wire, 21)
+        await flood(wire, [DataFrame(19, bytes(500))] * 100, times=8)
         assert (await wire.goaway()).error_code == ENHANCE_YOUR_CALM
 
 

@@ -60,7 +60,7 @@ from ._h2_events import (
     TrailersReceived,
     WindowOpened,
 )
-from ._h2_gate import PREFACE, Frame, FrameGate
+from ._h2_gate import HEAD_BYTES, PREFACE, Frame, FrameGate
 
 #: No frame that we send is larger, whatever the peer would take.
 MAX_FRAME = 16384
@@ -217,7 +217,8 @@ class _How(enum.Enum):
     """How a stream ended."""
 
     ENDED = "by END_STREAM of both sides"
-    RESET = "by a reset of ours"
+    GIVEN_UP = "by a reset of ours, for reasons of ours"
+    RESET = "by a reset of ours, for a fault of the peer"
     RESET_BY_PEER = "by a reset of the peer's"
 
 
@@ -289,6 +290,8 @@ class H2Codec:
         self._live: dict[int, _Live] = {}
         # Streams that are over, the latest ones, and how they ended.
         self._closed: OrderedDict[int, _How] = OrderedDict()
+        # What may still be under way on streams that were given up.
+        self._late: dict[int, int] = {}
         self._block: list[Frame] = []
         self._goaway: list[bytes] = []
         self._data_frames = 0
@@ -590,7 +593,8 @@ class H2Codec:
         """Judge a frame for a stream that is not live; True where it is to be dropped (row H2-03).
 
         A frame for a stream that never was is a connection error (RFC 9113 section 5.1), and so is
-        content or a header block behind the end of a stream that ended properly.
+        content or a header block behind the end of a stream that ended properly. What was under way
+        when we gave a stream up is nobody's fault: twice the stream's window of it is free.
         """
         stream_id = frame.stream_id
         inbound = (stream_id % 2 == 1) is self.server
@@ -608,6 +612,10 @@ class H2Codec:
                 self.fail(PROTOCOL_ERROR, "a stream was opened below an earlier one")
                 return False
             how = _How.RESET
+        if how is _How.GIVEN_UP:
+            if data:
+                self._late[stream_id] -= HEAD_BYTES + frame.length
+            paid = self._late[stream_id] >= 0
         if how is not _How.ENDED:
             if not paid:
                 self._charge()
@@ -631,7 +639,7 @@ class H2Codec:
         if stream_id not in self._live:
             self._check_known(Frame(_WINDOW_UPDATE, 0, stream_id, 0, b""))
             return
-        self.reset(stream_id, code)
+        self.reset(stream_id, code, fault=True)
         self._charge()
         events.append(StreamFailed(stream_id, code, text))
 
@@ -650,8 +658,11 @@ class H2Codec:
         self._live.pop(stream_id, None)
         closed = self._closed
         closed[stream_id] = how
+        if how is _How.GIVEN_UP:
+            self._late[stream_id] = 2 * self.options.stream_window
         if len(closed) > REMEMBERED:
-            closed.popitem(last=False)
+            forgotten, _ = closed.popitem(last=False)
+            self._late.pop(forgotten, None)
         self._h2.forget(stream_id)
 
     # -- sending ---------------------------------------------------------------------------------
@@ -724,14 +735,14 @@ class H2Codec:
         if size:
             self._h2.acknowledge_received_data(size, stream_id)
 
-    def reset(self, stream_id: int, code: int) -> None:
-        """Reset a stream; does nothing where it is over."""
+    def reset(self, stream_id: int, code: int, *, fault: bool = False) -> None:
+        """Reset a stream, maybe for a fault of the peer; does nothing where it is over."""
         if stream_id in self._live:
             live = self._live[stream_id]
             if live.stream is not None and not live.stream.closed:
                 # Where a malformed head ended the stream it is closed for h2, and for the peer.
                 self._h2.reset_stream(stream_id, code)
-            self._gone(stream_id, _How.RESET)
+            self._gone(stream_id, _How.RESET if fault else _How.GIVEN_UP)
 
     def is_live(self, stream_id: int) -> bool:
         """Tell whether a stream is not over."""

@@ -447,7 +447,7 @@ class H1DownstreamStream(DownstreamStream):
 
     def party_left(self) -> None:
         """Cancel the session, where the client counts as gone."""
-        if self.writer.finished and not self.broken:
+        if self.writer.all_out and not self.broken:
             return  # the response is out whole: who leaves now has got what it asked for
         connection = self._connection
         if not self._half_close and connection.broken is None and connection.reader.done:

@@ -89,6 +89,11 @@ class MessageWriter:
         """Whether the end of a tunnel was written, so that the transport's output has to end."""
         return self.finished and self.framing is Framing.TUNNEL
 
+    @property
+    def all_out(self) -> bool:
+        """Whether whoever reads the message has all of its content, though its end may be to come."""
+        return self.finished or (self.framing is Framing.LENGTH and not self.remaining)
+
     def _restore(self, state: tuple[Framing | None, int, bool, bool]) -> None:
         """Go back to a state: events that were refused as a whole have changed nothing."""
         self.framing, self.remaining, self.finished, self.closes = state

@@ -415,14 +415,14 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
         if not self.anything_sent:
             if connection.lost is not None or connection.retired or connection.full:
                 self._cannot_start()
-            if type(first) is RequestHeader and first.offers is not None:
+            if _offers_websocket(first):
                 await self._ask_for_connect()
         self.check_sending()
         if self.writer.tunnel and type(first) is not RequestHeader:
             items = self.writer.in_tunnel(events)
         else:
             scheme = b"https" if self.info.secure else b"http"
-            extended = type(first) is RequestHeader and first.offers is not None
+            extended = _offers_websocket(first)
             items = self.writer.request(events, scheme=scheme, extended=extended)
         if not items:
             if self.writer.finished or self.writer.tunnel:
@@ -557,3 +557,13 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
             if connection.codec.pending:
                 connection.ring_writer()
         connection.ended(self)
+
+
+def _offers_websocket(event: RequestEvent) -> bool:
+    """Tell whether a request can go out as an extended CONNECT: HTTP/2 has no other offer."""
+    if type(event) is not RequestHeader:
+        return False
+    offers = event.offers
+    return offers is not None and b"websocket" in (
+        each.strip(b" \t").lower() for each in offers.split(b",")
+    )

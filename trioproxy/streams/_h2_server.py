@@ -365,6 +365,7 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
         self._left = False
         facts = head.facts
         self._awaits_continue = facts is not None and facts.expect_continue and not end
+        self._head_alone = facts is not None and facts.extended_connect
         self.events.append(head)
         if end:
             self.events.append(END)
@@ -454,6 +455,9 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
                 ).into_down()
             if limit != math.inf:
                 allowance.waited(trio.current_time() - started)
+        if self._head_alone:  # what follows it is the tunnel's, if there will be one
+            self._head_alone = False
+            return [self.events.pop(0)]
         batch = self.take()
         if self._awaits_continue and type(batch[0]) is not RequestHeader:
             self._awaits_continue = False

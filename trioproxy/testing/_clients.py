@@ -86,6 +86,9 @@ class Clients:
     # -- HTTP/1 ----------------------------------------------------------------------------------
 
     async def _end(self, wire: Wire, client: Client, asked: list[Asked]) -> None:
+        if client.end == "hush" and isinstance(wire.end, SecureEnd):
+            await wire.end.hush()
+            return
         if client.end != "half-close" or wire.end.closed or client.fin:
             return
         await wire.end.send_eof()
@@ -168,9 +171,11 @@ class Clients:
 
     async def _offer(self, wire: Wire, asked: Asked, invited: trio.Event, body: bytes) -> None:
         head = (
-            b"GET /r%03d HTTP/1.1\r\nHost: site.test\r\nConnection: upgrade\r\n"
-            b"Upgrade: echo\r\n\r\n"
-        ) % asked.number
+            b"GET /r%03d HTTP/1.1\r\nHost: site.test\r\nConnection: upgrade\r\nUpgrade: %s\r\n"
+        ) % (asked.number, asked.request.protocol.encode())
+        if asked.request.protocol == "websocket":
+            head += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        head += b"\r\n"
         asked.begun = True
         if asked.request.chunked:  # it does not wait to be let through
             asked.whole = await wire.send(head + body)
@@ -260,6 +265,8 @@ class Clients:
             elif client.end == "close" and not peer.dead:
                 peer.goaway()
                 await peer.close()
+            elif client.end == "hush":
+                await peer.hush()
             nursery.cancel_scope.cancel()
 
     async def _turn(self, peer: H2Peer, client: Client, asked: Asked) -> None:
@@ -267,7 +274,7 @@ class Clients:
         await trio.sleep(asked.request.wait)
         most = self.stage.scenario.most_streams
         with trio.move_on_after(PATIENCE):
-            while not peer.dead and (
+            while not (peer.dead or peer.plan.greedy) and (
                 (not peer.settled and peer.streams)
                 or peer.open_streams >= min(most, peer.most_streams)
             ):
@@ -275,6 +282,9 @@ class Clients:
         if peer.dead or peer.goaway_there is not None:
             return
         request = asked.request
+        if request.upgrade:
+            await self._connect(peer, client, asked)
+            return
         secure = isinstance(peer.end, SecureEnd)
         fields: Fields = [
             (b":method", request.method.encode()),
@@ -283,7 +293,17 @@ class Clients:
             (b":path", b"/r%03d" % asked.number),
         ]
         body = blocks(b"q", asked.number, 0, request.blocks)
-        if request.blocks and not request.chunked:
+        if request.urgency is not None:
+            fields.append((b"priority", b"u=%d, i" % request.urgency))
+        if request.wrong == "name":
+            fields.append((b"X-Upper", b"1"))
+        elif request.wrong == "field":
+            fields.append((b"connection", b"keep-alive"))
+        elif request.wrong == "path":
+            fields[3] = (b":path", b"r%03d" % asked.number)
+        if request.wrong == "length":
+            fields.append((b"content-length", b"%d" % (len(body) + 1)))
+        elif request.blocks and not request.chunked:
             fields.append((b"content-length", b"%d" % len(body)))
         if request.expect and body:
             fields.append((b"expect", b"100-continue"))
@@ -299,6 +319,42 @@ class Clients:
             await self._let_go(peer, stream, asked)
             nursery.cancel_scope.cancel()
 
+    async def _connect(self, peer: H2Peer, client: Client, asked: Asked) -> None:
+        """Ask for a tunnel by an extended CONNECT (RFC 8441)."""
+        with trio.move_on_after(PATIENCE):
+            while not (peer.settled or peer.dead):
+                await peer.lot.park()
+        if peer.dead or not peer.takes_connect:
+            return
+        secure = isinstance(peer.end, SecureEnd)
+        fields: Fields = [
+            (b":method", b"CONNECT"),
+            (b":protocol", b"websocket"),
+            (b":scheme", b"https" if secure else b"http"),
+            (b":authority", b"site.test"),
+            (b":path", b"/r%03d" % asked.number),
+            (b"sec-websocket-version", b"13"),
+        ]
+        asked.begun = asked.whole = True
+        stream = asked.stream = peer.open(fields, end=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._near_half, peer, stream, client, asked)
+            if asked.request.reset is not None:
+                nursery.start_soon(self._reset, peer, stream, asked)
+            await self._hear(peer, stream, asked)
+            nursery.cancel_scope.cancel()
+        if asked.final is not None and asked.final.status == 200:
+            asked.final.until_close = True
+        peer.reset_stream(stream, 8)
+
+    async def _near_half(self, peer: H2Peer, stream: Stream, client: Client, asked: Asked) -> None:
+        """Send what goes through a tunnel."""
+        while not asked.request.chunked and stream.head is None:
+            await stream.lot.park()
+        if stream.head is None or stream.head.status == 200:
+            body = blocks(b"q", asked.number, 0, asked.request.blocks)
+            await peer.data(stream, body, end=client.end == "half-close")
+
     async def _upload(self, peer: H2Peer, stream: Stream, asked: Asked, body: bytes) -> None:
         request = asked.request
         if request.expect:
@@ -308,7 +364,9 @@ class Clients:
         if request.stops is not None and request.stops < len(body):
             await peer.data(stream, body[: request.stops], end=False)
             return
-        asked.whole = await peer.data(stream, body, end=True)
+        asked.whole = await peer.data(stream, body, end=not request.trailer)
+        if request.trailer and asked.whole:
+            peer.head(stream, [(b"x-sum", b"1")], end=True)
 
     async def _reset(self, peer: H2Peer, stream: Stream, asked: Asked) -> None:
         reset = asked.request.reset

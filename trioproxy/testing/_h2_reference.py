@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 import hpack
@@ -31,7 +32,7 @@ from hyperframe.frame import (
 from .._errors import ProxyError
 from ._reference import MalformedError, Message
 from ._scenario import Http2
-from ._secure import AnyEnd
+from ._secure import AnyEnd, SecureEnd
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MOST_FRAME = 16384
@@ -40,6 +41,7 @@ MOST_WINDOW = 2**31 - 1
 HELD = 65536
 
 _MAX_STREAMS = 0x3
+_CONNECT = 0x8
 _INITIAL_WINDOW = 0x4
 _MARK = b"seen it?"
 
@@ -183,6 +185,7 @@ class H2Peer:
         #: Whether the other side's SETTINGS have come.
         self.settled = False
         self.most_streams = 2**31
+        self.takes_connect = False
         #: The GOAWAYs of both sides: the last stream that is taken.
         self.goaway_here: int | None = None
         self.goaway_there: int | None = None
@@ -219,6 +222,8 @@ class H2Peer:
             settings[0x2] = 0
         elif plan.streams is not None:
             settings[_MAX_STREAMS] = plan.streams
+        if plan.connect and not self.client:
+            settings[_CONNECT] = 1
         self._settings(settings)
         if plan.more:
             self._send(WindowUpdateFrame(0, window_increment=plan.more))
@@ -263,6 +268,15 @@ class H2Peer:
         with trio.move_on_after(seconds):
             while self._held and not self.dead:
                 await self.lot.park()
+
+    async def hush(self, seconds: float = 400.0) -> None:
+        """Say with TLS's words that nothing more comes, and wait until the other side goes."""
+        await self.close()
+        if isinstance(self.end, SecureEnd) and not self.dead:
+            with suppress(trio.ClosedResourceError), trio.move_on_after(seconds):
+                await self.end.send_eof(fin=False)
+                while not self.dead:
+                    await self.lot.park()
 
     async def _write(self) -> None:
         try:
@@ -513,7 +527,9 @@ class H2Peer:
         if _INITIAL_WINDOW in settings:
             self.out.set_initial(settings[_INITIAL_WINDOW])
         self.most_streams = settings.get(_MAX_STREAMS, self.most_streams)
-        self._send(SettingsFrame(0, flags=["ACK"]))
+        self.takes_connect = bool(settings.get(_CONNECT, self.takes_connect))
+        if not self.plan.rude:
+            self._send(SettingsFrame(0, flags=["ACK"]))
 
     def _take_ping(self, frame: PingFrame) -> None:
         if "ACK" not in frame.flags:
@@ -555,11 +571,12 @@ class H2Peer:
         self._credit(stream)
 
     def _credit(self, stream: Stream) -> None:
-        if trio.current_time() < self._credit_from:
-            return
-        if self._uncredited:
+        stalls = self.plan.stalls if trio.current_time() < self._credit_from else ""
+        if self._uncredited and stalls not in ("all", "connection"):
             self._send(WindowUpdateFrame(0, window_increment=self._uncredited))
             self._uncredited = 0
+        if stalls in ("all", "stream"):
+            return
         if stream.uncredited and not stream.complete and not stream.broken:
             self._send(WindowUpdateFrame(stream.number, window_increment=stream.uncredited))
             stream.uncredited = 0
@@ -626,7 +643,11 @@ class H2Peer:
         pseudo = _check(fields, (b":method", b":scheme", b":authority", b":path", b":protocol"))
         if not {b":method", b":scheme", b":authority", b":path"} <= set(pseudo):
             raise MalformedError(f"a request without all pseudo-fields: {fields}")
-        path = pseudo[b":path"]
+        path, protocol = pseudo[b":path"], pseudo.get(b":protocol")
+        if (protocol is not None) is not (pseudo[b":method"] == b"CONNECT") or (
+            protocol is not None and (protocol != b"websocket" or not self.plan.connect)
+        ):
+            raise MalformedError(f"a CONNECT that nobody takes: {fields}")
         if not re.fullmatch(rb"/[!-~]*", path) or not re.fullmatch(rb"[A-Z]+", pseudo[b":method"]):
             raise MalformedError(f"a bad request: {fields}")
         if self.goaway_seen:

@@ -171,6 +171,8 @@ def _answers(observed: Observed) -> Iterator[str]:
             continue
         if not asked.begun:
             yield f"2: request {asked.number} was answered before it was asked"
+        if asked.stream is not None and asked.request.wrong in ("name", "field", "path"):
+            yield f"2: the malformed request {asked.number} was answered with {final.status}"
         if final.status in REFUSALS and final.get(b"x-answer") is None:
             yield f"5: the good request {asked.number} was refused with {final.status}"
         if asked.request.old and asked.interim and asked.stream is None:
@@ -204,7 +206,9 @@ def _calm_streams(observed: Observed) -> bool:
         return False
     plans = [*scenario.origin_http2, *(client.http2 for client in scenario.clients)]
     for plan in plans:
-        if plan is not None and (plan.stall or plan.changes or plan.goaway or plan.deaf):
+        if plan is not None and (
+            plan.stall or plan.changes or plan.goaway or plan.deaf or plan.rude or plan.greedy
+        ):
             return False
     over_http2 = any(name.speaks.startswith("h2") for name in scenario.names)
     for _, _, request in scenario.requests():
@@ -214,7 +218,7 @@ def _calm_streams(observed: Observed) -> bool:
                 return False
             if answer.code is not None or answer.wrong is not None:
                 return False
-        if request.reset is not None:
+        if request.reset is not None or request.wrong is not None:
             return False
     return True
 
@@ -262,7 +266,7 @@ def _framed(received: Received) -> bool:
     answer = received.answer
     if answer.framing != "close" or received.stream is not None:
         return True
-    return received.secure and (answer.cut is None or answer.leave != "close")
+    return received.secure and (answer.cut is None or answer.leave not in ("close", "hush"))
 
 
 def _honest_end(observed: Observed, asked: Asked) -> Iterator[str]:
@@ -390,6 +394,10 @@ def _requests(observed: Observed) -> Iterator[str]:
     for number, count in seen.items():
         if number not in observed.asked and number != -1:
             yield f"5: a callback ran for a request that nobody sent: {number}"
+        each = observed.asked.get(number)
+        wrong = each.request.wrong if each is not None and each.stream is not None else None
+        if wrong in ("name", "field", "path"):
+            yield f"5: a callback ran for the malformed request {number}"
         if number >= 0 and count > 1:
             yield f"5: request {number} was handled {count} times"
     arrived = Counter(each.number for each in observed.received)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import trio
 from hyperframe.frame import DataFrame
 
@@ -14,6 +17,7 @@ from ._scenario import Answer, Http2, Name
 from ._secure import AnyEnd, SecureEnd, server_context, truncate
 from ._stage import Stage
 
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 EXTRA = b"HTTP/1.1 200 Extra\r\nX-Answer: 888.0\r\nContent-Length: 5\r\n\r\nextra"
 
 
@@ -23,7 +27,13 @@ def answer_bytes(received: Received) -> bytes:
     body = blocks(b"a", received.number, received.attempt, answer.blocks)
     if answer.status == 101:
         named = b"X-Answer: %d.%d\r\n" % (received.number, received.attempt)
-        return b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: echo\r\n%s\r\n%s" % (
+        offer = received.head.get(b"upgrade") or b""
+        key = received.head.get(b"sec-websocket-key")
+        if key is not None:
+            accept = hashlib.sha1(key + _GUID, usedforsecurity=False).digest()
+            named += b"Sec-WebSocket-Accept: %s\r\n" % base64.b64encode(accept)
+        return b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: %s\r\n%s\r\n%s" % (
+            offer,
             named,
             body,
         )
@@ -46,8 +56,10 @@ def answer_bytes(received: Received) -> bytes:
     return head if bodiless else head + body
 
 
-def leave(end: AnyEnd, answer: Answer) -> None:
+async def leave(end: AnyEnd, answer: Answer) -> None:
     """Go as an answer says."""
+    if answer.leave == "hush" and isinstance(end, SecureEnd):
+        await end.hush()
     if answer.leave == "reset":
         end.reset()
     elif answer.leave == "truncate":
@@ -126,7 +138,7 @@ class Origins:
         data = answer_bytes(received)
         if answer.cut is not None and answer.cut < len(data):
             await wire.send(data[: answer.cut])
-            leave(side.end, answer)
+            await leave(side.end, answer)
             return False
         if answer.after == "extra" and not answer.after_wait and answer.framing != "close":
             data += EXTRA  # in the same packet
@@ -216,6 +228,9 @@ class Origins:
 
     async def _exchange(self, peer: H2Peer, stream: Stream, received: Received) -> None:
         answer, head = received.answer, stream.started
+        if stream.method == b"CONNECT":
+            await self._tunnel(peer, stream, received)
+            return
         if not answer.early:
             if head.get(b"expect") and not stream.complete:
                 peer.head(stream, [(b":status", b"100")])
@@ -236,6 +251,28 @@ class Origins:
         elif answer.after == "extra":
             peer.odd()
 
+    async def _tunnel(self, peer: H2Peer, stream: Stream, received: Received) -> None:
+        """Answer an extended CONNECT: open a tunnel, or say no."""
+        answer = received.answer
+        await trio.sleep(answer.wait)
+        if answer.cut == 0:
+            await self._leave(peer, stream, received)
+            return
+        status = b"200" if answer.status == 101 else b"404"
+        named = b"%d.%d" % (received.number, received.attempt)
+        peer.head(stream, [(b":status", status), (b"x-answer", named)])
+        body = blocks(b"a", received.number, received.attempt, answer.blocks)
+        if answer.cut is not None:
+            body = body[: answer.cut - 1]
+        await peer.data(stream, body, end=False)
+        if answer.cut is not None:
+            await self._leave(peer, stream, received)
+            return
+        most = self.stage.by_number[received.number].blocks * BLOCK
+        while status == b"200" and len(stream.started.body) < most and not stream.complete:
+            await stream.lot.park()
+        received.answered = await peer.data(stream, b"", end=True)
+
     async def _respond(self, peer: H2Peer, stream: Stream, received: Received) -> bool:
         """Send the response, or what there is of it; True where it went out whole."""
         answer = received.answer
@@ -246,7 +283,7 @@ class Origins:
         body = blocks(b"a", received.number, received.attempt, answer.blocks)
         bodiless = stream.method == b"HEAD" or answer.status in (204, 304)
         fields: Fields = [
-            (b":status", b"%d" % answer.status),
+            (b":status", b"%d" % (200 if answer.status == 101 else answer.status)),
             (b"x-answer", b"%d.%d" % (received.number, received.attempt)),
         ]
         if answer.framing == "length" and answer.status != 204:
@@ -278,7 +315,10 @@ class Origins:
             peer.reset_stream(stream, answer.code)
             return
         await peer.close()
-        leave(peer.end, answer)
+        if answer.leave == "hush":
+            await peer.hush()
+        else:
+            await leave(peer.end, answer)
         peer.die()
 
     def _wrong(self, peer: H2Peer, stream: Stream, wrong: str, fields: Fields) -> None:

@@ -66,8 +66,12 @@ class Http2(Value):
       streams: The streams that it allows; an origin's matter.
       pad: Bytes of padding in each DATA frame, where the window has room.
       piece: Bytes of content in a DATA frame.
-      stall: Seconds in which it gives no credit at all.
+      stall: Seconds in which it gives no credit.
+      stalls: What gets none then: ``"all"``, or only a ``"stream"`` or the ``"connection"``.
       deaf: Whether PING is left unanswered.
+      rude: Whether SETTINGS are left without an acknowledgement.
+      greedy: Whether a client opens more streams than it may.
+      connect: Whether an origin takes extended CONNECT.
       changes: Its new SETTINGS, in order.
       goaway: Its GOAWAY, or None.
     """
@@ -78,7 +82,11 @@ class Http2(Value):
     pad: int = 0
     piece: int = 16384
     stall: float = 0.0
+    stalls: Literal["all", "stream", "connection"] = "all"
     deaf: bool = False
+    rude: bool = False
+    greedy: bool = False
+    connect: bool = False
     changes: tuple[Change, ...] = ()
     goaway: GoAway | None = None
 
@@ -112,8 +120,8 @@ class Answer(Value):
       wait: Seconds before it answers.
       cut: The number of bytes of the response after which the origin leaves; None for all. In
         HTTP/2 bytes of content: 0 is before the head, 1 right behind it.
-      leave: How it leaves, ``"close"``, ``"reset"``, or (over TLS) ``"truncate"``: a close without
-        close_notify.
+      leave: How it leaves, ``"close"``, ``"reset"``, or (over TLS) ``"truncate"``, a close without
+        close_notify, or ``"hush"``, close_notify and silence.
       after: What it does behind the response: ``"keep"`` the connection, ``"close"`` with a word,
         ``"drop"`` it in silence, send an ``"extra"`` response.
       after_wait: Seconds before that.
@@ -131,7 +139,7 @@ class Answer(Value):
     early: bool = False
     wait: float = 0.0
     cut: int | None = None
-    leave: Literal["close", "reset", "truncate"] = "close"
+    leave: Literal["close", "reset", "truncate", "hush"] = "close"
     after: Literal["keep", "close", "drop", "extra"] = "keep"
     after_wait: float = 0.0
     code: int | None = None
@@ -149,12 +157,18 @@ class Request(Value):
       expect: Whether the client waits a second for 100 Continue.
       old: Whether it speaks HTTP/1.0.
       upgrade: Whether it offers to switch protocols: its body is then sent through the tunnel that
-        an `Answer` of status 101 opens, or at once where it is ``chunked``.
+        an `Answer` of status 101 opens, or at once where it is ``chunked``. HTTP/2 has an extended
+        CONNECT for it, and so status 200.
+      protocol: What it offers to switch to; HTTP/2 has ``"websocket"`` alone.
       wait: Seconds before it asks.
       stops: The number of bytes of the body after which the client stalls until it gives up.
       answers: What the origin does at the first attempt, the second, and so on; the last
         holds for all that follow. Nothing is `Answer()`.
       reset: In HTTP/2 the client's RST_STREAM, or None.
+      wrong: In HTTP/2 the request is malformed: ``"name"``, ``"field"``, ``"path"``, or
+        ``"length"`` where it has content.
+      urgency: How urgent it says that it is (RFC 9218), None to say nothing.
+      trailer: Whether a trailer field follows its content, where that is chunked.
     """
 
     method: str = "GET"
@@ -163,10 +177,14 @@ class Request(Value):
     expect: bool = False
     old: bool = False
     upgrade: bool = False
+    protocol: Literal["echo", "websocket"] = "echo"
     wait: float = 0.0
     stops: int | None = None
     answers: tuple[Answer, ...] = ()
     reset: Reset | None = None
+    wrong: Literal["name", "field", "path", "length"] | None = None
+    urgency: int | None = None
+    trailer: bool = False
 
 
 @attrs.frozen(repr=False)
@@ -181,7 +199,7 @@ class Client(Value):
       slow: Seconds before it reads each answer.
       leaves: Seconds after connecting when it leaves whatever happens; None for never.
       end: How it leaves in the end, ``"close"``, ``"half-close"``, ``"reset"``, or (over TLS)
-        ``"truncate"``: a close without close_notify.
+        ``"truncate"``, a close without close_notify, or ``"hush"``, close_notify and silence.
       link: Its way to the proxy.
       http2: How it speaks HTTP/2, None for HTTP/1.
     """
@@ -192,7 +210,7 @@ class Client(Value):
     fin: bool = False
     slow: float = 0.0
     leaves: float | None = None
-    end: Literal["close", "half-close", "reset", "truncate"] = "close"
+    end: Literal["close", "half-close", "reset", "truncate", "hush"] = "close"
     link: Link = PLAIN
     http2: Http2 | None = None
 
@@ -487,21 +505,22 @@ _WRONG = ("status", "name", "field", "length", "interim", "trailers")
 _WINDOWS = ((65535, math.inf), (1 << 20, math.inf), (20000, math.inf), (1000, 3e5), (7, 2e3))
 
 
-def _change(choose: Choose) -> Change:
+def _change(choose: Choose, most: int) -> Change:
+    windows = (65535, 200000, 0, *(size for size, passes in _WINDOWS if passes >= most))
     return Change(
         choose((1, 2, 4, 8, 20)),
-        choose((None, 65535, 200000, 3000, 100, 0)),
+        choose((None, None, *windows)),
         choose((None, 1, 3, 0)),
     )
 
 
 def _http2(choose: Choose, most: int, *, origin: bool) -> Http2:
     goaway = None
-    if choose((False,) * 4 + (True,)):
+    if choose((False, False, True)):
         goaway = GoAway(
-            choose((2, 3, 5, 8, 13)),
-            choose((0, 0, 2, 11)),
-            choose((None, None, 0, 1, 3)),
+            choose((3, 4, 5, 6, 8, 13)),
+            choose((0, 0, 2, 11, 13)),
+            choose((None, 0, 1, 3, 5)),
             choose((False, False, True)),
         )
     return Http2(
@@ -511,8 +530,12 @@ def _http2(choose: Choose, most: int, *, origin: bool) -> Http2:
         pad=choose((0, 0, 1, 100, 255)),
         piece=choose((16384, 16384, 1000, 1) if most < 2000 else (16384, 16384, 1000)),
         stall=choose((0.0,) * 6 + (2.0, 15.0, math.inf)),
+        stalls=choose(("all", "stream", "connection")),
         deaf=choose((False,) * 7 + (True,)),
-        changes=tuple(_change(choose) for _ in range(choose((0, 0, 0, 1, 2)))),
+        rude=choose((False,) * 11 + (True,)),
+        connect=origin and choose((True, True, False)),
+        greedy=not origin and choose((False, False, False, True)),
+        changes=tuple(_change(choose, most) for _ in range(choose((0, 0, 0, 1, 2)))),
         goaway=goaway,
     )
 
@@ -545,19 +568,28 @@ def _over_http2(choose: Choose, answer: Answer) -> Answer:
 
 
 def _over_tls(choose: Choose, answer: Answer) -> Answer:
-    return attrs.evolve(answer, leave=choose((answer.leave, answer.leave, "truncate")))
+    return attrs.evolve(answer, leave=choose((answer.leave, answer.leave, "truncate", "hush")))
 
 
 def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
-    if request.upgrade and (down, up) != ("h1-tls", "h1-tls") and "h2" in down + up:
-        request = Request(answers=tuple(attrs.evolve(each, status=200) for each in request.answers))
+    if request.upgrade and (down.startswith("h2") or up.startswith("h2") or choose((False, True))):
+        request = attrs.evolve(request, protocol="websocket")
     answers = request.answers
     if up.startswith("h2"):
         answers = tuple(_over_http2(choose, each) for each in answers or (Answer(),))
     if up.endswith("tls"):
         answers = tuple(_over_tls(choose, each) for each in answers)
-    reset = _reset(choose) if down.startswith("h2") and choose((False,) * 6 + (True,)) else None
-    return attrs.evolve(request, answers=answers, reset=reset)
+    request = attrs.evolve(request, answers=answers)
+    if not down.startswith("h2"):
+        return request
+    wrong = choose((None,) * 28 + ("name", "field", "path", "length"))
+    return attrs.evolve(
+        request,
+        reset=_reset(choose) if choose((False,) * 6 + (True,)) else None,
+        wrong=None if wrong == "length" and (request.upgrade or not request.blocks) else wrong,
+        urgency=choose((None, None, 0, 5, 7)),
+        trailer=request.chunked and choose((False, True)),
+    )
 
 
 def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
@@ -573,15 +605,16 @@ def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
     ]
     clients = []
     for client in plain.clients:
-        speaks = down if choose((True, True, True, False)) else down.replace("h2c", "h1")
-        speaks = speaks if speaks == down else speaks.replace("h2", "h1")
+        speaks = down
+        if down != "h1" and choose((False, False, False, True)):
+            speaks = "h1-tls" if secure else "h1"  # beside the others
         most = sum(got) + sum(sent)
         clients.append(
             attrs.evolve(
                 client,
                 requests=tuple(_versioned(choose, each, speaks, up) for each in client.requests),
                 http2=_http2(choose, most, origin=False) if speaks.startswith("h2") else None,
-                end=choose((client.end, client.end, "truncate")) if secure else client.end,
+                end=choose((client.end, client.end, "truncate", "hush")) if secure else client.end,
                 link=_later(choose, client.link) if secure else client.link,
             )
         )

@@ -217,14 +217,24 @@ class SecureEnd:
             with suppress(ssl.SSLError):
                 self._tls.unwrap()
 
-    async def send_eof(self) -> None:
-        """Say that no more content comes."""
+    async def send_eof(self, *, fin: bool = True) -> None:
+        """Say that no more content comes, in TLS's words and in TCP's."""
         if self.end.closed:
             raise trio.ClosedResourceError("this end is closed")
         self._goodbye()
         with suppress(ProxyError):
             await self._flush(1.0)
-            await self.end.send_eof()
+            if fin:
+                await self.end.send_eof()
+
+    async def hush(self) -> None:
+        """Send close_notify, and then nothing, until the other side goes or patience ends."""
+        with suppress(trio.ClosedResourceError, ProxyError), trio.move_on_after(PATIENCE):
+            await self.send_eof(fin=False)
+            while await self.receive_some():
+                pass
+            while await self.end.receive_some():
+                pass
 
     def truncate(self) -> None:
         """Close without a word of TLS's."""

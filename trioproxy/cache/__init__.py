@@ -1,0 +1,1 @@
+"""The HTTP cache: policy, keys, locks and stores."""
