@@ -36,11 +36,12 @@ from tests._support.matrix import (
     Frames,
     Pairing,
     answers,
+    authority_of,
     keeps,
     open_matrix,
 )
 from tests._support.recording import Ctx, CutError, Message, Recorder
-from trioproxy import ServerConf, Session
+from trioproxy import RequestHeader, ResponseHeader, ServerConf, Session
 from trioproxy.testing._network import Link, Path
 
 LENGTH_5 = [("content-length", "5")]
@@ -306,6 +307,140 @@ async def test_a_window_over_its_top_by_settings_ends_the_connection(
             SettingsFrame(0, settings={INITIAL_WINDOW_SIZE: 65536}),
         )
         assert (await wire.goaway()).error_code == 3
+
+
+# -- filters that say what HTTP/2 has no words for -------------------------------------------------
+
+HOP_BY_HOP = [
+    ("Connection", "close, X-Named"),
+    ("Keep-Alive", "timeout=5"),
+    ("Proxy-Connection", "close"),
+    ("Transfer-Encoding", "chunked"),
+    ("Upgrade", "h2c"),
+]
+
+
+async def test_h2_15_what_a_filter_adds_of_a_connection_never_reaches_an_h2_client(
+    autojump_clock: MockClock,
+) -> None:
+    async def response_filter(_session: Session, head: ResponseHeader, _ctx: Ctx) -> None:
+        for name, value in HOP_BY_HOP:
+            head.headers.add(name, value)
+        head.headers.add("X-Mixed-Case", "Kept")
+
+    recorder = Recorder(hooks={"response_filter": response_filter})
+    async with open_matrix(recorder, answers(fields=LENGTH_5), Pairing(H2C, H1)) as gateway:
+        # The client refuses what is about a connection, and names that are not in lower case.
+        message = await gateway.exchange()
+        assert (message.status, message.body) == (200, b"hello")
+        assert message.get("x-mixed-case") == "Kept"
+
+
+async def test_h2_15_what_a_filter_adds_of_a_connection_never_reaches_an_h2_origin(
+    autojump_clock: MockClock,
+) -> None:
+    async def upstream_request_filter(_session: Session, head: RequestHeader, _ctx: Ctx) -> None:
+        for name, value in [*HOP_BY_HOP, ("TE", "gzip")]:
+            head.headers.add(name, value)
+        head.headers.set("Host", "other.test:8080")
+
+    got: list[Message] = []
+    recorder = Recorder(hooks={"upstream_request_filter": upstream_request_filter})
+    async with open_matrix(recorder, keeps(got), Pairing(H1, H2C)) as gateway:
+        assert (await gateway.exchange()).status == 200
+    assert authority_of(got[0]) == "other.test:8080"
+    assert got[0].fields == []
+
+
+@pytest.mark.parametrize("down", [H1, H2C], ids=str)
+async def test_a_filter_that_takes_the_host_away_sends_no_authority_that_is_empty(
+    down: Any, autojump_clock: MockClock
+) -> None:
+    async def upstream_request_filter(_session: Session, head: RequestHeader, _ctx: Ctx) -> None:
+        head.headers.remove("Host")
+
+    got: list[Message] = []
+    recorder = Recorder(hooks={"upstream_request_filter": upstream_request_filter})
+    async with open_matrix(recorder, keeps(got), Pairing(down, H2C)) as gateway:
+        assert (await gateway.exchange()).status in (200, 500)
+    assert [authority_of(each) for each in got] in ([None], ["origin.test"], [])
+
+
+# -- U1-01 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["response", "data", "push reply", "window"])
+async def test_u1_01_what_an_origin_sends_unasked_is_never_the_answer_to_a_later_request(
+    what: str, autojump_clock: MockClock
+) -> None:
+    async def poisoner(wire: H2Wire) -> None:
+        await wire.start()
+        head = await wire.until(HeadersFrame)
+        await wire.headers(head.stream_id, [(":status", "200"), ("content-length", "5")])
+        await wire.data(head.stream_id, b"hello", end=True)
+        await wait_all_tasks_blocked()
+        if what == "response":
+            await wire.headers(3, [(":status", "200"), ("content-length", "4")])
+            await wire.data(3, b"evil", end=True)
+        elif what == "data":
+            await wire.data(1, b"evil", end=True)
+        elif what == "push reply":
+            await wire.headers(2, [(":status", "200")], end=True)
+        else:
+            await wire.credit(3, 100)
+        await wire.at_end()
+
+    async def good(wire: H2Wire) -> None:
+        await wire.start()
+        while True:
+            head = await wire.until(HeadersFrame)
+            await wire.headers(head.stream_id, [(":status", "200"), ("content-length", "4")])
+            await wire.data(head.stream_id, b"good", end=True)
+
+    async with open_matrix(
+        Recorder(),
+        {"origin.test": [Frames(poisoner), Frames(good)]},
+        Pairing(H1, H2C),
+        check_windows=False,
+    ) as gateway:
+        assert (await gateway.exchange()).body == b"hello"
+        await trio.sleep(1)
+        assert (await gateway.exchange()).body == b"good"
+        assert gateway.asked == ["origin.test"] * 2
+
+
+async def test_h2_16_content_that_was_under_way_when_we_cancelled_is_credited(
+    autojump_clock: MockClock,
+) -> None:
+    windows: list[int] = []
+
+    async def script(wire: H2Wire) -> None:
+        await wire.start()
+        for _ in range(20):
+            head = await wire.until(HeadersFrame)
+            stream = head.stream_id
+            await wire.headers(stream, [(":status", "200")])
+            await wire.data(stream, b"x")
+            await wire.until(RstStreamFrame, stream)
+            for size in (16384, 16384, 16384, 16000):  # it had left before the reset came
+                await wire.data(stream, bytes(size))
+        await wire.ping()
+        windows.append(wire.accounts.out.connection.peak - wire.accounts.out.connection.size)
+        await wire.at_end()
+
+    async with open_matrix(
+        Recorder(), Frames(script), Pairing(H1, H2C), check_windows=False
+    ) as gateway:
+        for _ in range(20):
+            client = await gateway.connect()
+            exchange = await client.request()
+            await exchange.at_least(1)
+            await exchange.reset()
+            await gateway.sessions_ended()
+            await wait_all_tasks_blocked()
+        assert gateway.asked == ["origin.test"]
+    # 20 times 64 KiB, of which less than half a window is held back.
+    assert windows[0] <= 1 << 19
 
 
 # -- T-04 ------------------------------------------------------------------------------------------

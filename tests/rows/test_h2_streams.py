@@ -23,6 +23,7 @@ from tests._support.h2_wire import (
     CANCEL,
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
+    INITIAL_WINDOW_SIZE,
     NO_ERROR,
     PROTOCOL_ERROR,
     REFUSED_STREAM,
@@ -355,6 +356,26 @@ async def test_h2_20_a_reset_of_any_code_cancels_exactly_its_session(
         assert (record.status, record.body_bytes_sent) == (0, 0)
         await assert_serves(wire, 7)
         assert wire.resets() == {}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_h2_20_a_client_that_leaves_with_the_whole_response_has_not_left_early(
+    whole: bool, autojump_clock: MockClock
+) -> None:
+    async with h2_gateway() as gateway:
+        wire = await gateway.frames(start=False)
+        await wire.start({INITIAL_WINDOW_SIZE: 2})
+        await get(wire, 1)
+        await wire.until(DataFrame, 1)
+        await wait_all_tasks_blocked()
+        server = gateway.latest()
+        # The last frame goes out, and the client is gone, before the exchange's task runs again.
+        server.feed(WindowUpdateFrame(1, window_increment=3 if whole else 2).serialize())
+        server._give_turns()
+        server.lose(ErrorType.ConnectionClosed, "the connection was closed")
+        await wait_all_tasks_blocked()
+        logged = gateway.recorder.of("logging")
+        assert [call.shown for call in logged] == ["logging" if whole else LOGGED]
 
 
 @pytest.mark.parametrize("when", ["filter", "upload", "download"])

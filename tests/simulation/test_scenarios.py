@@ -16,10 +16,13 @@ from trioproxy.testing import (
     Client,
     Fault,
     Filter,
+    GoAway,
+    Http2,
     Link,
     Name,
     Path,
     Request,
+    Reset,
     Scenario,
     check_invariants,
     make_scenario,
@@ -88,6 +91,35 @@ SMALL = {
         per_peer=1,
     ),
 }
+SMALL |= {
+    "two streams at once over TLS on both sides": Scenario(
+        (
+            Client(
+                (Request(), Request("POST", blocks=64, answers=(Answer(framing="chunked"),))),
+                pipelined=True,
+                http2=Http2(window=300, pad=5),
+            ),
+        ),
+        names=(Name("origin.test", "192.0.2.20", "h2-tls"),),
+        origin_http2=(Http2(window=500, pad=9),),
+        secure=True,
+    ),
+    "a disowned stream, a refused one and a reset one": Scenario(
+        (
+            Client(
+                (
+                    Request("POST", blocks=64, answers=(Answer(cut=0, code=7), Answer())),
+                    Request("POST", blocks=9, answers=(Answer(wait=0.1),)),
+                    Request(reset=Reset(frames=1), answers=(Answer(blocks=9000),)),
+                ),
+                pipelined=True,
+                http2=Http2(),
+            ),
+        ),
+        names=(Name("origin.test", "192.0.2.20", "h2c"),),
+        origin_http2=(Http2(goaway=GoAway(frames=6, last=1)),),
+    ),
+}
 #: What is swept at every step.
 WHOLE = ("two requests on one connection", "cancel", "leave")
 small = pytest.mark.parametrize("name", SMALL)
@@ -102,7 +134,7 @@ def test_it_can_be_ended_at_its_steps(name: str, deed: str) -> None:
     assert whole.steps > 40
 
     # Every step of one small exchange; of the others some, and all in the long run.
-    stride = 1 if name in WHOLE and deed in WHOLE else max(1, whole.steps // 11)
+    stride = 1 if name in WHOLE and deed in WHOLE else max(1, whole.steps // 9)
     for step in range(1, whole.steps + 1, stride):
         try:
             check_invariants(run_scenario(scenario, step=step, deed=deed))
@@ -132,6 +164,33 @@ FOUND = {
         filters=(Filter(do="stay"), Filter("early_request_filter")),
         seed=501246,
     ),
+    "the origin of another version is asked once where it wants the version that it refuses": Scenario(
+        (Client((Request("POST", answers=(Answer(cut=0, code=13),)),)),),
+        names=(Name("origin.test", "192.0.2.20", "h2c"),),
+    ),
+    "what a client sends before the answer goes through the tunnel, its end too": Scenario(
+        (
+            Client(
+                (
+                    Request(
+                        blocks=1098,
+                        chunked=True,
+                        upgrade=True,
+                        protocol="websocket",
+                        answers=(Answer(101, framing="close", wait=0.1),),
+                    ),
+                ),
+                http2=Http2(),
+                end="half-close",
+                link=Link(out=Path(latency=0.001)),
+            ),
+        ),
+    ),
+    "an offer that HTTP/2 has no word for is left out": Scenario(
+        (Client((Request(upgrade=True, answers=(Answer(101, framing="close"),)),)),),
+        names=(Name("origin.test", "192.0.2.20", "h2c"),),
+        origin_http2=(Http2(connect=True),),
+    ),
 }
 
 
@@ -140,6 +199,80 @@ def test_what_was_found_stays_mended(name: str) -> None:
     observed = run_scenario(FOUND[name])
     check_invariants(observed)
     assert {each.outcome for each in observed.asked.values()} == {"complete"}
+
+
+# -- pairings ------------------------------------------------------------------------------------
+
+VERSIONS: tuple[Any, ...] = ("h1", "h1-tls", "h2c", "h2-tls")
+
+
+def paired(down: str, up: Any, *requests: Request) -> Scenario:
+    """Return a scenario of one client in which each side speaks its version."""
+    http2 = Http2(window=9000, pad=30) if down.startswith("h2") else None
+    return Scenario(
+        (Client(requests, pipelined=True, http2=http2),),
+        names=(Name("origin.test", "192.0.2.20", up),),
+        origin_http2=(Http2(window=5000, more=20000, pad=200, connect=True),),
+        secure=down.endswith("tls"),
+    )
+
+
+@pytest.mark.parametrize("up", VERSIONS)
+@pytest.mark.parametrize("down", VERSIONS)
+def test_each_pairing_carries_a_message_both_ways_and_does_the_same_again(
+    down: str, up: str
+) -> None:
+    answer = Answer(blocks=5000, framing="chunked", trailer=True, infos=(103,))
+    scenario = paired(down, up, Request(), Request("POST", blocks=5000, answers=(answer,)))
+    observed = run_scenario(scenario)
+
+    check_invariants(observed)
+    asked = observed.asked[1]
+    assert asked.outcome == "complete"
+    assert asked.interim == [103]
+    assert asked.final is not None
+    assert len(asked.final.body) == 80000
+    assert [name for name, _ in asked.final.trailers] == [b"x-sum"]
+    assert [len(each.head.body) for each in observed.received if each.number == 1] == [80000]
+    assert run_scenario(scenario).trace == observed.trace
+
+
+@pytest.mark.parametrize("up", VERSIONS)
+@pytest.mark.parametrize("down", VERSIONS)
+def test_each_pairing_carries_a_tunnel(down: str, up: str) -> None:
+    request = Request(
+        upgrade=True,
+        protocol="websocket",
+        blocks=2000,
+        answers=(Answer(101, blocks=3000, framing="close"),),
+    )
+    observed = run_scenario(paired(down, up, request))
+
+    check_invariants(observed)
+    asked = observed.asked[0]
+    assert asked.outcome == "complete"
+    assert asked.final is not None
+    assert asked.final.status == (200 if down.startswith("h2") else 101)
+    assert len(asked.final.body) == 48000
+    assert len(observed.received[0].head.body) == 32000
+
+
+@pytest.mark.parametrize("leave", ["truncate", "close"])
+def test_a_body_that_ends_with_its_connection_ends_by_close_notify(leave: Any) -> None:
+    answer = Answer(blocks=9, framing="close", cut=170, leave=leave)
+    observed = run_scenario(paired("h1", "h1-tls", Request(answers=(answer,))))
+    check_invariants(observed)
+    assert observed.asked[0].outcome == ("cut" if leave == "truncate" else "complete")
+
+
+def test_the_certificate_of_another_is_502() -> None:
+    observed = run_scenario(paired("h2-tls", "stranger", Request()))
+    check_invariants(observed)
+    asked = observed.asked[0]
+    assert asked.final is not None
+    assert asked.final.status == 502
+    assert [call.note for call in observed.contexts[0].calls][-1] == "InvalidCert"
+    assert not observed.received[:-1]
 
 
 # -- a scenario as a value -----------------------------------------------------------------------

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar, Final
 
+import attrs
 import trio
 
 from .._errors import ProxyError
@@ -56,6 +57,11 @@ def _meta_weight(meta: CacheMeta, tags: frozenset[str]) -> int:
     for key, extension in meta.extensions.items():
         weight += len(key) + len(extension) + _FIELD_OVERHEAD
     return weight
+
+
+def _own(meta: CacheMeta) -> CacheMeta:
+    """Return a copy that whoever handed it in cannot change."""
+    return attrs.evolve(meta, header=meta.header.copy(), extensions=dict(meta.extensions))
 
 
 class _Entry:
@@ -172,9 +178,9 @@ class _Shelf:
 
     def begin(self, entry: _Entry) -> None:
         """Let an entry be written, and be found while it is."""
+        self.token = trio.lowlevel.current_trio_token()
         if self.closed or not self._take(entry.weight):
             raise storage_full()
-        self.token = trio.lowlevel.current_trio_token()
         self.writing[entry.number] = entry
         self.partial.setdefault(entry.slot, []).append(entry)
 
@@ -530,7 +536,7 @@ class MemoryStorage(Storage):
         declared = declared_size(meta)
         if declared is not None and declared > shelf.max_object:
             raise too_large(shelf.max_object)
-        entry = _Entry(key.compact(), meta, next(shelf.numbers))
+        entry = _Entry(key.compact(), _own(meta), next(shelf.numbers))
         shelf.begin(entry)
         return MemoryMissHandler(shelf, entry)
 
@@ -572,7 +578,7 @@ class MemoryStorage(Storage):
         if entry is None or entry.meta.created != meta.created:
             return False
         shelf.untag(entry)
-        delta = entry.set_meta(meta)
+        delta = entry.set_meta(_own(meta))
         shelf.tag(entry)
         if entry.readers:
             shelf.pinned += delta

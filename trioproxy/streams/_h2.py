@@ -244,6 +244,8 @@ class H2Stream:
             before = self.sent_bytes
             with trio.move_on_after(timeout) as scope:
                 await self.drained.wait()
+            if self.end_sent:
+                return  # whole: who leaves between the last frame and this moment has got it all
             if not scope.cancelled_caught:
                 self.check_sending()
                 continue

@@ -250,6 +250,16 @@ class H2Peer:
         finally:
             self.die()
 
+    def calm(self) -> None:
+        """Behave well from now on."""
+        self.plan = attrs.evolve(
+            self.plan, stall=0.0, deaf=False, rude=False, changes=(), goaway=None
+        )
+        self._changes = []
+        self._credit_from = -math.inf
+        for stream in self.streams.values():
+            self._credit(stream)
+
     def die(self) -> None:
         """Take note that the connection is over."""
         self.dead = True

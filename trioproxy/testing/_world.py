@@ -178,6 +178,9 @@ class World(Stage):
     async def _probe(self, proxy: WorldProxy) -> None:
         """Ask, when faults have stopped, for one more answer."""
         self.network.calm()
+        for side in self.origins:
+            if side.peer is not None and not side.peer.dead:
+                side.peer.calm()
         await trio.sleep(0.1)
         proxy.filters = ()
         request = Request()
