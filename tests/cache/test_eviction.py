@@ -340,7 +340,9 @@ class LruMachine(RuleBasedStateMachine):
         assert all(self.manager.peek(each) for each, _ in self.known)
 
 
-LruMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+LruMachine.TestCase.settings = settings(
+    max_examples=settings().max_examples // 2, stateful_step_count=40
+)
 TestLruAgainstAReference = LruMachine.TestCase
 
 
@@ -401,7 +403,9 @@ class S3FifoMachine(RuleBasedStateMachine):
         assert manager.ghosts <= 4
 
 
-S3FifoMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+S3FifoMachine.TestCase.settings = settings(
+    max_examples=settings().max_examples // 2, stateful_step_count=40
+)
 TestS3FifoKeepsItsBooks = S3FifoMachine.TestCase
 
 

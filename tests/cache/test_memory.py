@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from tests._support.stores import body, fill, make_key, make_meta, rest
 from trioproxy import ErrorSource, ProxyError
@@ -224,6 +224,18 @@ async def test_nothing_is_evicted_in_vain() -> None:
     assert await body(store, make_key("d")) is not None
 
 
+async def test_readers_that_gave_up_leave_nothing_at_the_entry() -> None:
+    store = MemoryStorage(100_000)
+    writer = await store.get_miss_handler(make_key(), make_meta())
+    for _ in range(3):
+        reader = await find(store)
+        with trio.move_on_after(0):
+            await reader.read_body()
+        reader.close_now()
+    assert not writer._entry.parked
+    writer.abandon()
+
+
 async def test_a_reader_that_was_forgotten_holds_nothing() -> None:
     store = MemoryStorage(100_000)
     await fill(store, make_key(), b"x" * 1000)
@@ -390,9 +402,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = MemoryStorage(LIMIT, max_object_bytes=15_000)
+        self.store = MemoryStorage(LIMIT)
         self.writers: list[Writing] = []
         self.readers: list[Reading] = []
+
+    @initialize(make=st.sampled_from([LruEviction, S3FifoEviction]))
+    def open(self, make: type[LruEviction | S3FifoEviction]) -> None:
+        self.store = MemoryStorage(LIMIT, make(LIMIT), max_object_bytes=15_000)
 
     def run(self, coroutine: Any) -> Any:
         """Run what must not wait to its end."""
@@ -540,5 +556,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.statistics().reserved == 0
 
 
-StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+StoreMachine.TestCase.settings = settings(
+    max_examples=settings().max_examples // 2, stateful_step_count=40
+)
 TestTheStoreInAnyOrder = StoreMachine.TestCase

@@ -31,7 +31,8 @@ from tests._support.h2_wire import (
     extension,
     request,
 )
-from tests._support.matrix import H2_TLS, Exchange
+from tests._support.matrix import H2_TLS, Exchange, answers
+from tests._support.recording import Wire
 from trioproxy.testing._network import Link, Path
 
 SETTINGS = SettingsFrame(0).serialize()
@@ -243,6 +244,23 @@ async def test_h2_06_a_table_of_4_gib_is_not_ours_to_fill(autojump_clock: MockCl
             await get(wire, stream)
             assert await response(wire, stream) == ("200", b"hello")
         assert wire.decoder.header_table.maxsize <= 4096
+
+
+async def test_h2_06_a_smaller_table_is_kept_to_and_a_larger_one_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with h2_gateway(answers(fields=[("content-length", "5"), ("x-a", "b" * 50)])) as gateway:
+        wire = await gateway.frames()
+        stream = 1
+        for size in (0, 100, 4096, 0):
+            await wire.send(SettingsFrame(0, settings={HEADER_TABLE_SIZE: size}))
+            await wire.until(SettingsFrame, where=lambda frame: "ACK" in frame.flags)
+            # From its acknowledgement on the other side must not use more.
+            wire.decoder.max_allowed_table_size = size
+            for _ in range(3):
+                await assert_serves(wire, stream)
+                stream += 2
+            assert wire.decoder.header_table_size <= size
 
 
 # -- H2-07 ---------------------------------------------------------------------------------------
@@ -459,3 +477,51 @@ async def test_r_08_a_connection_that_lives_long_keeps_little_of_its_past(
         assert len(codec._h2._closed_streams) <= 1024
         assert len(codec._h2.streams) <= 1
         assert connection.streams == {}
+
+
+# -- two versions on one clear-text listener -----------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+@pytest.mark.parametrize(
+    "start", [b"POST / HTTP/1.1", b"GET / HTTP/1.1", b"PRIX / HTTP/1.1", b"PR / HTTP/1.1"]
+)
+async def test_h2_01_a_listener_for_both_tells_them_apart_however_the_bytes_come(
+    start: bytes, size: int, autojump_clock: MockClock
+) -> None:
+    async with h2_gateway(link=Link(out=Path(pieces=(size,)))) as gateway:
+        stream, _ = await gateway.matrix.stream()
+        client = Wire(stream)
+        await client.send(start + b"\r\nHost: site.test\r\nContent-Length: 0\r\n\r\n")
+        response_ = await client.message()
+        assert (response_.status, response_.body) == (200, b"hello")
+        client.close()
+        wire = await gateway.frames()
+        await assert_serves(wire, 1)
+
+
+@pytest.mark.parametrize("sent", [b"P", b"PRI * HTTP/2.0\r\n", b"GET"])
+async def test_h2_01_t_01_a_beginning_that_could_be_either_has_its_time(
+    sent: bytes, autojump_clock: MockClock
+) -> None:
+    async with h2_gateway() as gateway:
+        stream, _ = await gateway.matrix.stream()
+        client = Wire(stream)
+        started = trio.current_time()
+        await client.send(sent)
+        while await client.more():
+            pass
+        client.close()
+        assert 14 < trio.current_time() - started < 18
+
+
+async def test_h1_35_an_almost_preface_is_a_request_of_http_1_that_is_refused(
+    autojump_clock: MockClock,
+) -> None:
+    async with h2_gateway() as gateway:
+        stream, _ = await gateway.matrix.stream()
+        client = Wire(stream)
+        await client.send(PREFACE[:-6] + b"XX\r\n\r\n")
+        assert (await client.message()).status == 505
+        client.close()
+        assert gateway.recorder.calls == []

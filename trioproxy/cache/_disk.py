@@ -39,7 +39,7 @@ from .._errors import ErrorSource, ErrorType, ProxyError
 from .._util import Bell
 from ._disk_files import Layout, PartialFile, open_entry, read_block, remove
 from ._disk_format import BLOCK, GENERATION, MAX_HEAD, PRELUDE, BadFileError, Head, file_size
-from ._disk_index import DiskIndex, Row
+from ._disk_index import DiskIndex, Row, resource_of
 from ._meta import CacheMeta
 from ._storage import (
     Created,
@@ -94,9 +94,10 @@ class _Body:
         "total",
     )
 
-    def __init__(self, store: _Files, generation: bytes, body_at: int) -> None:
+    def __init__(self, store: _Files, generation: bytes, body_at: int = 0) -> None:
         self.store = store
         self.generation = generation
+        #: Where the first block begins.
         self.body_at = body_at
         self.file: io.FileIO | None = None
         #: Bytes that are in the file, whole blocks until it is complete.
@@ -161,22 +162,26 @@ class _Writing:
 
     __slots__ = (
         "body",
+        "encoded_meta",
         "handler",
         "head",
         "hidden",
-        "meta",
         "name",
         "number",
         "reserved",
+        "resource",
         "tags",
     )
 
-    def __init__(self, name: bytes, number: int, head: bytes, meta: CacheMeta, body: _Body) -> None:
-        self.name = name
+    def __init__(self, key: CacheKey, number: int, meta: CacheMeta, body: _Body) -> None:
+        self.name = key.combined_hash
+        self.resource = resource_of(key)
         self.number = number
-        self.head = head
-        self.meta = meta
+        # Whoever looks it up gets metadata of its own, and the writer's may change.
+        self.encoded_meta = meta.to_bytes()
+        self.head = Head(key, self.encoded_meta).encode()
         self.tags = cache_tags(meta)
+        body.body_at = PRELUDE + len(self.head)
         self.body = body
         #: Bytes for which room was made.
         self.reserved = 0
@@ -210,18 +215,19 @@ class _Files:
 
     def dispose(self, call: Callable[[], object], size: int) -> None:
         """Let go of a file of this size; a long one is let go of in a thread."""
-        if size < _LONG or self.token is None or not trio.lowlevel.in_trio_run():
+        if size < _LONG or not trio.lowlevel.in_trio_run():
             _quietly(call)
             return
-        self.disposing += 1
-        trio.lowlevel.start_thread_soon(partial(_quietly, call), self._deliver, "cache file")
+        token = trio.lowlevel.current_trio_token()
 
-    def _deliver(self, _outcome: object) -> None:
-        assert self.token is not None
-        try:
-            self.token.run_sync_soon(self._disposed)
-        except trio.RunFinishedError:
-            pass
+        def deliver(_outcome: object) -> None:
+            try:
+                token.run_sync_soon(self._disposed)
+            except trio.RunFinishedError:
+                pass
+
+        self.disposing += 1
+        trio.lowlevel.start_thread_soon(partial(_quietly, call), deliver, "cache file")
 
     def _disposed(self) -> None:
         self.disposing -= 1
@@ -334,7 +340,16 @@ class DiskHitHandler(HitHandler):
 class DiskMissHandler(MissHandler):
     """Writes an entry of a `DiskStorage`."""
 
-    __slots__ = ("__weakref__", "_busy", "_ended", "_file", "_over", "_store", "_writing")
+    __slots__ = (
+        "__weakref__",
+        "_busy",
+        "_closed",
+        "_ended",
+        "_file",
+        "_over",
+        "_store",
+        "_writing",
+    )
 
     def __init__(self, store: DiskStorage, writing: _Writing) -> None:
         self._store = store
@@ -343,11 +358,14 @@ class DiskMissHandler(MissHandler):
         #: Whether a thread is at work on the file.
         self._busy = False
         self._ended = False
-        #: Whether it was finished or abandoned.
+        #: Whether it was finished or abandoned, and whether by the store, as that was closed.
         self._over = False
+        self._closed = False
         writing.handler = weakref.ref(self)
 
     def _check(self) -> None:
+        if self._closed:
+            raise incomplete()
         if self._over:
             raise RuntimeError("this writer of a cache entry was finished or abandoned")
 
@@ -440,7 +458,7 @@ class DiskMissHandler(MissHandler):
                 raise incomplete()
             assert self._file is not None
             length = file_size(len(writing.head), size)
-            row = Row(writing.name, length, modified, writing.tags)
+            row = Row(writing.name, length, modified, writing.tags, writing.resource)
             await self._store.publish(writing, self._file.path, row)
         except BaseException as error:
             self._fail(error)
@@ -454,6 +472,11 @@ class DiskMissHandler(MissHandler):
 
     def abandon(self) -> None:
         """Drop what was written: nothing becomes visible, readers fail (row C-05)."""
+        self._fail(None)
+
+    def close(self) -> None:
+        """Abandon it, as the store is closed: its writer finds that out as an error."""
+        self._closed = not self._over
         self._fail(None)
 
     def _fail(self, error: BaseException | None) -> None:
@@ -560,7 +583,8 @@ class DiskStorage(Storage):
     async def _open(self) -> None:
         if not self._ready and not self._closed:
             self.files.token = trio.lowlevel.current_trio_token()
-            await self._ask(self.files.index.open, ErrorType.FileOpenError)
+            opening = partial(self.files.index.open, self.max_bytes)
+            await self._ask(opening, ErrorType.FileOpenError)
             self._uses_written = trio.current_time()
             self._ready = True
 
@@ -575,7 +599,7 @@ class DiskStorage(Storage):
         for each in self._all_writing():
             handler = each.handler()
             if handler is not None:
-                handler.abandon()
+                handler.close()
         with trio.CancelScope(shield=True):
             await self.files.settle()
             async with self._opening:
@@ -626,7 +650,8 @@ class DiskStorage(Storage):
 
     def _partial(self, writing: _Writing) -> tuple[CacheMeta, DiskHitHandler]:
         writing.body.hold()
-        return writing.meta, self._reader(writing.name, writing.body)
+        meta = CacheMeta.from_bytes(writing.encoded_meta)
+        return meta, self._reader(writing.name, writing.body)
 
     def _reader(self, name: bytes, body: _Body) -> DiskHitHandler:
         remove_it = partial(self.files.index.remove, name, body.generation)
@@ -674,13 +699,11 @@ class DiskStorage(Storage):
         if declared is not None and declared > self.max_object_bytes:
             raise too_large(self.max_object_bytes)
         try:
-            head = Head(key, meta.to_bytes()).encode()
+            body = _Body(self.files, os.urandom(GENERATION))
+            writing = _Writing(key, next(self._numbers), meta, body)
         except ValueError:
             raise too_large(MAX_HEAD) from None
-        body = _Body(self.files, os.urandom(GENERATION), PRELUDE + len(head))
-        name = key.combined_hash
-        writing = _Writing(name, next(self._numbers), head, meta, body)
-        self._writing.setdefault(name, []).append(writing)
+        self._writing.setdefault(writing.name, []).append(writing)
         return DiskMissHandler(self, writing)
 
     def _newest(self, name: bytes) -> _Writing | None:
@@ -746,6 +769,8 @@ class DiskStorage(Storage):
 
     async def purge(self, key: CompactKey, kind: PurgeType) -> bool:
         """Remove one entry and tell whether there was one; variants are entries of their own."""
+        if self._closed:
+            return False
         await self.open()
         name = key.combined_hash
         hidden = 0
@@ -760,6 +785,8 @@ class DiskStorage(Storage):
 
     async def purge_tag(self, tag: str) -> int:
         """Invalidate every entry with this cache tag and return their number."""
+        if self._closed:
+            return 0
         await self.open()
         tag = fold_tag(tag)
         hidden = _hide(each for each in self._all_writing() if tag in each.tags)
@@ -772,6 +799,8 @@ class DiskStorage(Storage):
 
         They go into a small file beside it, which is exchanged as a whole.
         """
+        if self._closed:
+            return False
         await self.open()
         limit = self.max_bytes - self._reserved
         update = partial(self.files.index.update_meta, key.combined_hash, meta, limit)

@@ -39,6 +39,8 @@ from ._disk_files import (
     write_side,
 )
 from ._disk_format import BadFileError, encode_side
+from ._eviction import MAX_VARIANTS
+from ._key import CacheKey
 from ._meta import CacheMeta
 from ._storage import cache_tags
 
@@ -49,9 +51,10 @@ _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE entries (
     name BLOB PRIMARY KEY, size INTEGER NOT NULL, side INTEGER NOT NULL,
-    modified INTEGER NOT NULL, used REAL NOT NULL
+    modified INTEGER NOT NULL, used REAL NOT NULL, resource BLOB
 ) WITHOUT ROWID;
 CREATE INDEX entries_used ON entries (used);
+CREATE INDEX entries_variants ON entries (resource, used) WHERE resource IS NOT NULL;
 CREATE TABLE tags (tag TEXT, name BLOB, PRIMARY KEY (tag, name)) WITHOUT ROWID;
 CREATE INDEX tags_name ON tags (name);
 CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL);
@@ -88,6 +91,7 @@ class Row:
       size: Bytes of its file.
       modified: When that was last written, in nanoseconds since the epoch.
       tags: Its cache tags.
+      resource: Where it is a variant, the hash of the key that the variants share.
       side: Bytes of its side file.
     """
 
@@ -95,6 +99,7 @@ class Row:
     size: int
     modified: int
     tags: frozenset[str]
+    resource: bytes | None
     side: int = 0
 
 
@@ -122,16 +127,19 @@ class DiskIndex:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, limit: int) -> None:
         """Make the directory, sweep it, and bring the index up to what is there.
 
         No body is read, and no head of an entry that the index knows.
 
+        Args:
+          limit: What all entries together may take, in bytes.
+
         Raises:
           OSError, sqlite3.Error: that failed.
         """
-        self.layout.make()
         self._guarded(self._catch_up)
+        self.make_room(limit)
 
     def close(self) -> None:
         """Write down what is left, and close the database."""
@@ -143,11 +151,17 @@ class DiskIndex:
         self._disconnect()
 
     def _catch_up(self) -> None:
-        with self._transaction():
+        with self._transaction() as db:
             self.swept += sweep(self.layout)
-        for first in range(256):
+            shards = {name[0] for (name,) in db.execute("SELECT name FROM entries")}
+        shards.update(_shard_numbers(os.listdir(self.layout.objects)))
+        for first in sorted(shards):
             with self._transaction() as db:
                 self._reconcile(db, first)
+        with self._transaction() as db:
+            # The triggers keep the sums, but a bit that flipped would be carried along for ever.
+            query = "SELECT COUNT(*), COALESCE(SUM(size + side), 0) FROM entries"
+            db.execute(f"UPDATE total SET (items, bytes) = ({query})")
 
     def _connection(self) -> sqlite3.Connection:
         """Return the connection to the newest index."""
@@ -155,6 +169,7 @@ class DiskIndex:
             # Another process found it damaged.
             self._disconnect()
         if self._db is None:
+            self.layout.make()
             with directory_lock(self.layout):
                 self._db = self._connect()
         return self._db
@@ -213,8 +228,8 @@ class DiskIndex:
         try:
             self._write_uses()
             return work()
-        except _UnknownSchemaError:
-            pass
+        except (TypeError, ValueError, AttributeError, _UnknownSchemaError):
+            pass  # there is something in it that nobody has written
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
                 raise
@@ -274,6 +289,7 @@ class DiskIndex:
                     self._move(path, row.name)
                     moved = True
                     self._insert(db, row, self._now())
+                    self._limit_variants(db, row)
             except BaseException:
                 if moved:
                     # Without a row it would escape the limit.
@@ -367,6 +383,14 @@ class DiskIndex:
                     if excess <= 0:
                         return True
 
+    def _limit_variants(self, db: sqlite3.Connection, row: Row) -> None:
+        """Remove the variants of a resource that were not used for longest (row C-07)."""
+        query = "SELECT name FROM entries WHERE resource = ? ORDER BY used DESC LIMIT -1 OFFSET ?"
+        if row.resource is not None:
+            for (name,) in db.execute(query, (row.resource, MAX_VARIANTS)).fetchall():
+                self._remove(db, name)
+                self.evictions += 1
+
     def _move(self, path: str, name: bytes) -> None:
         target = self.layout.entry(name)
         try:
@@ -397,8 +421,8 @@ class DiskIndex:
 
     def _insert(self, db: sqlite3.Connection, row: Row, used: float) -> None:
         db.execute("DELETE FROM entries WHERE name = ?", (row.name,))
-        values = (row.name, row.size, row.side, row.modified, used)
-        db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", values)
+        values = (row.name, row.size, row.side, row.modified, used, row.resource)
+        db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
         _set_tags(db, row.name, row.tags)
 
     def _reconcile(self, db: sqlite3.Connection, first: int) -> None:
@@ -448,7 +472,8 @@ class DiskIndex:
             tags = cache_tags(entry.decoded_meta())
         except BadFileError:
             return None
-        return Row(name, entry.prelude.file_size, entry.modified, tags, entry.side_size)
+        size, key = entry.prelude.file_size, entry.head.key
+        return Row(name, size, entry.modified, tags, resource_of(key), entry.side_size)
 
     def _write_uses(self) -> None:
         touched, self._touched = self._touched, {}
@@ -465,6 +490,15 @@ class DiskIndex:
 
 class _UnknownSchemaError(Exception):
     """An index of another version."""
+
+
+def _shard_numbers(filenames: Iterable[str]) -> set[int]:
+    return {int(each, 16) for each in filenames if re.fullmatch("[0-9a-f]{2}", each)}
+
+
+def resource_of(key: CacheKey) -> bytes | None:
+    """Return what the variants of a resource have in common; None for its primary slot."""
+    return None if key.variance is None else key.primary_hash
 
 
 def _set_tags(db: sqlite3.Connection, name: bytes, tags: Iterable[str]) -> None:

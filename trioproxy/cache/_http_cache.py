@@ -21,7 +21,8 @@ import trio
 from .._clock import wall_time
 from .._messages import ResponseHeader
 from ._eviction import EvictionManager
-from ._key import CacheKey, CompactKey
+from ._held import Held, admit, evict, purge, purge_quietly
+from ._key import CacheKey
 from ._lock import CacheLock, LockStatus, WaitHandle, WritePermit
 from ._meta import CacheMeta
 from ._phase import (
@@ -33,9 +34,9 @@ from ._phase import (
     HitStatus,
     PurgeStatus,
 )
-from ._policy import NoCacheReason
+from ._policy import NoCacheReason, merge_not_modified
 from ._predictor import Predictor
-from ._storage import Appended, Created, HitHandler, MissHandler, PurgeType, Storage
+from ._storage import HitHandler, MissHandler, Storage
 
 _log = logging.getLogger("trioproxy")
 
@@ -52,54 +53,6 @@ class CacheOptionOverrides:
     """
 
     wait_timeout: float | None = None
-
-
-@attrs.define(eq=False)
-class _Inner:
-    """What only a request with the cache on has; it goes when the cache is disabled."""
-
-    storage: Storage
-    eviction: EvictionManager | None
-    cache_lock: CacheLock | None
-    wait_timeout: float
-    meta: CacheMeta | None = None
-    #: The moment before which a variant is not valid: its primary was stored then.
-    valid_after: float | None = None
-    lock: WritePermit | WaitHandle | None = None
-    #: What a lookup found, while the filter looks at it.
-    found: HitHandler | None = None
-    reader: HitHandler | None = None
-    writer: MissHandler | None = None
-    hit_status: HitStatus | None = None
-
-    @property
-    def permit(self) -> WritePermit | None:
-        """The write permit, if the request has one."""
-        return self.lock if isinstance(self.lock, WritePermit) else None
-
-    def release(self, status: LockStatus) -> None:
-        """Release the write permit, if the request has one."""
-        permit = self.permit
-        if permit is not None:
-            self.lock = None
-            permit.release(status)
-
-    def set_reader(self, reader: HitHandler | None) -> None:
-        """Take another reader, or none; what was there before is closed."""
-        old, self.reader = self.reader, reader
-        found, self.found = self.found, None
-        for each in (old, found):
-            if each is not None and each is not reader:
-                each.close_now()
-
-    def clear(self) -> None:
-        """Give back everything but the lock."""
-        writer, self.writer = self.writer, None
-        try:
-            if writer is not None:
-                writer.abandon()
-        finally:
-            self.set_reader(None)
 
 
 class HttpCache:
@@ -131,7 +84,7 @@ class HttpCache:
         """
         self._spawn = spawn
         self._phase = NEVER_ENABLED
-        self._inner: _Inner | None = None
+        self._inner: Held | None = None
         # These are still wanted when the cache was disabled: for the predictor, and for the log.
         self._key: CacheKey | None = None
         self._predictor: Predictor | None = None
@@ -174,8 +127,10 @@ class HttpCache:
             eviction = None  # The storage tells it of everything by itself.
         self._phase = CachePhase.Uninit
         self._key = None
+        self._max_file_size = None
+        self._body_bytes = 0
         self._predictor = predictor
-        self._inner = _Inner(storage, eviction, cache_lock, _wait_timeout(option_overrides))
+        self._inner = Held(storage, eviction, cache_lock, _wait_timeout(option_overrides))
 
     def set_cache_lock(
         self, cache_lock: CacheLock | None, option_overrides: CacheOptionOverrides | None = None
@@ -254,10 +209,7 @@ class HttpCache:
           CacheStateError: there is none.
         """
         self._check("cache_meta")
-        meta = self._on.meta
-        if meta is None:
-            raise self._wrong("cache_meta")
-        return meta
+        return self._meta("cache_meta")
 
     def maybe_cache_meta(self) -> CacheMeta | None:
         """Return the metadata, or None where there is none."""
@@ -322,7 +274,7 @@ class HttpCache:
             try:
                 inner.clear()
             finally:
-                _release_for(inner, reason)
+                inner.release_for(reason)
 
     def bypass(self) -> None:
         """Skip the lookup: the response is likely not cacheable."""
@@ -388,6 +340,9 @@ class HttpCache:
         """
         self._check("cache_lookup")
         inner, key = self._on, self.cache_key()
+        if inner.found is not None:
+            inner.found.close_now()
+            inner.found = None
         begun = trio.current_time()
         try:
             found = await inner.storage.lookup(key)
@@ -400,14 +355,12 @@ class HttpCache:
                 handler.close_now()
                 return None
             if inner.valid_after is None or meta.created >= inner.valid_after:
-                if inner.found is not None:
-                    inner.found.close_now()
                 inner.found = handler
                 return found
             # Its primary was purged or replaced since: it speaks of another resource's state.
             handler.close_now()
         if self._inner is inner:
-            self._take_lock(inner, key, stale=False)
+            inner.take_lock(key, stale=False)
         return None
 
     def is_wrong_variant(self, meta: CacheMeta) -> bool:
@@ -446,7 +399,7 @@ class HttpCache:
             inner.set_reader(hit_handler)
             inner.set_reader(None)
             inner.meta = None
-            self._take_lock(inner, key, stale=False)
+            inner.take_lock(key, stale=False)
             return
         inner.set_reader(hit_handler)
         if hit_status is HitStatus.FORCE_EXPIRED:
@@ -460,7 +413,7 @@ class HttpCache:
             inner.lock = None
         else:
             self._phase = CachePhase.Stale
-            self._take_lock(inner, key, stale=True)
+            inner.take_lock(key, stale=True)
         if inner.eviction is not None and hit_handler.should_count_access:
             inner.eviction.access(key.compact())
 
@@ -533,7 +486,7 @@ class HttpCache:
     def release_write_lock(self, reason: NoCacheReason) -> None:
         """Release the permit, if the request has one, with the status that the reason has."""
         if self._inner is not None:
-            _release_for(self._inner, reason)
+            self._inner.release_for(reason)
 
     # -- filling ---------------------------------------------------------------------------------
 
@@ -559,7 +512,7 @@ class HttpCache:
         """
         self._check("update_variance")
         inner, key = self._on, self.cache_key()
-        inner.meta = attrs.evolve(self.cache_meta(), variance=variance)
+        inner.meta = attrs.evolve(self._meta("update_variance"), variance=variance)
         if key.variance is not None and key.variance != variance:
             inner.release(LockStatus.DONE)
             self._key = key.with_variance(None)
@@ -580,7 +533,7 @@ class HttpCache:
         inner, key = self._on, self.cache_key()
         if inner.writer is not None:
             raise CacheStateError(f"set_miss_handler a second time, in phase {self._phase}")
-        writer = await inner.storage.get_miss_handler(key, self.cache_meta())
+        writer = await inner.storage.get_miss_handler(key, self._meta("set_miss_handler"))
         if self._inner is not inner:
             # Disabled meanwhile, by the request's other direction.
             writer.abandon()
@@ -592,7 +545,13 @@ class HttpCache:
             if read_back and tag is not None:
                 found = await inner.storage.lookup_streaming_write(key, tag)
                 if found is not None:
-                    inner.set_reader(found[1])
+                    self._read_back(inner, found[1])
+
+    def _read_back(self, inner: Held, reader: HitHandler) -> None:
+        if self._inner is inner:
+            inner.set_reader(reader)
+        else:
+            reader.close_now()
 
     def miss_handler(self) -> MissHandler | None:
         """Return the storage's writer, None where it is not open or finished."""
@@ -651,11 +610,16 @@ class HttpCache:
         inner.writer = None
         inner.release(LockStatus.DONE)
         if inner.eviction is not None and inner.meta is not None:
-            evicted = _admit(inner.eviction, key.compact(), inner.meta, result)
+            evicted = admit(inner.eviction, key.compact(), inner.meta, result)
             if evicted:
-                await self._background(partial(_evict, inner.storage, evicted))
+                await self._background(partial(evict, inner.storage, evicted))
 
     # -- revalidation ----------------------------------------------------------------------------
+
+    def revalidate_merge_header(self, not_modified: ResponseHeader) -> ResponseHeader:
+        """Return the stale response's head as its 304 makes it, for `response_cache_filter`."""
+        self._check("revalidate_merge_header")
+        return merge_not_modified(self._meta("revalidate_merge_header").header, not_modified)
 
     async def revalidate_cache_meta(self, meta: CacheMeta) -> bool:
         """Refresh the stale response with the metadata that its 304 gave it.
@@ -667,7 +631,7 @@ class HttpCache:
           Whether the storage has taken it.
         """
         self._check("revalidate_cache_meta")
-        inner, key, old = self._on, self.cache_key(), self.cache_meta()
+        inner, key, old = self._on, self.cache_key(), self._meta("revalidate_cache_meta")
         inner.meta = attrs.evolve(
             meta,
             created=old.created,
@@ -688,13 +652,14 @@ class HttpCache:
         """Serve the stale response this once, with this head, without refreshing it."""
         self._check("revalidate_uncacheable")
         inner = self._on
-        inner.meta = attrs.evolve(self.cache_meta(), header=header)
+        inner.meta = attrs.evolve(self._meta("revalidate_uncacheable"), header=header)
         self._phase = CachePhase.RevalidatedNoCache(reason)
-        _release_for(inner, reason)
+        inner.release_for(reason)
 
     def set_stale_updating(self) -> None:
         """Serve the stale response, as another request fetches it anew."""
         self._check("set_stale_updating")
+        self._meta("set_stale_updating")
         self._phase = CachePhase.StaleUpdating
 
     # -- serving ---------------------------------------------------------------------------------
@@ -735,7 +700,7 @@ class HttpCache:
         """
         self._check("purge")
         inner = self._on
-        return await _purge(inner.storage, inner.eviction, self.cache_key().compact())
+        return await purge(inner.storage, inner.eviction, self.cache_key().compact())
 
     async def try_purge(self) -> PurgeStatus:
         """Purge, and return how it went where the cache is off or the storage fails too."""
@@ -759,12 +724,12 @@ class HttpCache:
         if self._spawn is None:
             raise CacheStateError("spawn_async_purge has no nursery to run in")
         inner, key = self._on, self.cache_key().compact()
-        self._spawn(partial(_purge_quietly, inner.storage, inner.eviction, key, context))
+        self._spawn(partial(purge_quietly, inner.storage, inner.eviction, key, context))
 
     # -- inside ----------------------------------------------------------------------------------
 
     @property
-    def _on(self) -> _Inner:
+    def _on(self) -> Held:
         """What is there in every phase but `Disabled`."""
         assert self._inner is not None
         return self._inner
@@ -776,20 +741,17 @@ class HttpCache:
     def _wrong(self, event: str) -> CacheStateError:
         return CacheStateError(f"{event} is not allowed in phase {self._phase}")
 
+    def _meta(self, event: str) -> CacheMeta:
+        """Return the metadata; there may be none while it is a miss, or where one was forced."""
+        meta = self._on.meta
+        if meta is None:
+            raise CacheStateError(f"{event} without metadata, in phase {self._phase}")
+        return meta
+
     def _stale_meta(self) -> CacheMeta | None:
         if self._inner is None or self._phase.name not in ("Stale", "StaleUpdating"):
             return None
         return self._inner.meta
-
-    def _take_lock(self, inner: _Inner, key: CacheKey, *, stale: bool) -> None:
-        permit = inner.permit
-        if permit is not None:
-            if permit.held and permit.name == key.combined_hash:
-                return
-            # A permit for another slot of the key does not help those who wait for this one.
-            inner.release(LockStatus.TRANSIENT_ERROR)
-        if inner.cache_lock is not None:
-            inner.lock = inner.cache_lock.lock(key, stale_writer=stale)
 
     async def _background(self, job: Callable[[], Awaitable[None]]) -> None:
         if self._spawn is not None:
@@ -801,42 +763,3 @@ class HttpCache:
 def _wait_timeout(overrides: CacheOptionOverrides | None) -> float:
     timeout = None if overrides is None else overrides.wait_timeout
     return math.inf if timeout is None else timeout
-
-
-def _release_for(inner: _Inner, reason: NoCacheReason) -> None:
-    permit = inner.permit
-    if permit is not None:
-        inner.lock = None
-        permit.release_for(reason)
-
-
-def _admit(
-    eviction: EvictionManager, key: CompactKey, meta: CacheMeta, result: Created | Appended
-) -> list[CompactKey]:
-    if isinstance(result, Created):
-        return eviction.admit(key, result.size, meta.fresh_until)
-    return eviction.increment_weight(key, result.size)
-
-
-async def _purge(storage: Storage, eviction: EvictionManager | None, key: CompactKey) -> bool:
-    purged = await storage.purge(key, PurgeType.INVALIDATION)
-    if purged and eviction is not None:
-        eviction.remove(key)
-    return purged
-
-
-async def _purge_quietly(
-    storage: Storage, eviction: EvictionManager | None, key: CompactKey, context: str
-) -> None:
-    try:
-        await _purge(storage, eviction, key)
-    except Exception:
-        _log.warning("a purge in the background failed: %s", context, exc_info=True)
-
-
-async def _evict(storage: Storage, keys: list[CompactKey]) -> None:
-    for key in keys:
-        try:
-            await storage.purge(key, PurgeType.EVICTION)
-        except Exception:
-            _log.warning("an evicted entry could not be purged", exc_info=True)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ._key import CacheKey, CompactKey
     from ._meta import CacheMeta
 
-# What Python needs beside the bytes that are counted, measured on CPython 3.11 to 3.14.
+# What Python needs beside the bytes that are counted, measured on CPython 3.11 to 3.13.
 _ENTRY_OVERHEAD: Final = 1500
 _PIECE_OVERHEAD: Final = 96
 _FIELD_OVERHEAD: Final = 200
@@ -396,6 +396,8 @@ class MemoryHitHandler(HitHandler):
         entry = self._entry
         if entry is not None:
             self._entry = None
+            if self._bell is not None:
+                entry.parked.pop(self._bell, None)
             self._shelf.leave(entry)
 
     def __del__(self) -> None:

@@ -413,8 +413,7 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
             raise ProxyError.explain(ErrorType.ConnectionClosed, "the exchange is over").into_up()
         first = events[0]
         if not self.anything_sent:
-            if connection.lost is not None or connection.retired or connection.full:
-                self._cannot_start()
+            self._check_start()
             if _offers_websocket(first):
                 await self._ask_for_connect()
         self.check_sending()
@@ -458,8 +457,11 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
             if self._waiting is not None:
                 self._waiting.deadline = math.inf
 
-    def _cannot_start(self) -> None:
-        """Raise: the connection has ended, or was told to, before anything was sent."""
+    def _check_start(self) -> None:
+        """Raise where the connection has ended, was told to, or is full, before anything was sent."""
+        connection = self.connection
+        if connection.lost is None and not connection.retired and not connection.full:
+            return
         self.fail(
             ErrorType.ConnectionClosed,
             "the connection to the origin takes no more requests",
@@ -477,6 +479,7 @@ class H2UpstreamStream(H2Stream, UpstreamStream):
         connection = self.connection
         with trio.move_on_after(self.read_timeout):
             await connection.settings_received()
+        self._check_start()  # once more, for that took a while
         if not connection.codec.peer_takes_connect:
             self.fail(
                 ErrorType.H2Error,

@@ -149,6 +149,7 @@ class ServerConnection:
                 if not data:
                     return b""
                 received += data
-        if scope.cancelled_caught and not received:
+        if scope.cancelled_caught:  # what it was to be, nobody knows
             self._on_limit("header_timeout")
+            return b""
         return received

@@ -586,7 +586,7 @@ def _versioned(choose: Choose, request: Request, down: str, up: str) -> Request:
     return attrs.evolve(
         request,
         reset=_reset(choose) if choose((False,) * 6 + (True,)) else None,
-        wrong=None if wrong == "length" and (request.upgrade or not request.blocks) else wrong,
+        wrong=None if request.upgrade or (wrong == "length" and not request.blocks) else wrong,
         urgency=choose((None, None, 0, 5, 7)),
         trailer=request.chunked and choose((False, True)),
     )
