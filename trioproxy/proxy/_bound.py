@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -54,14 +53,7 @@ class Filters:
     #: Whether anything of these has to do with a cache.
     caches: bool = False
     #: The same without the filters of the upstream's side, which have run where a cache looks on.
-    of_client: Filters = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        without = copy.copy(self)
-        without.upstream_response_filter = None
-        without.upstream_response_body_filter = None
-        without.of_client = without
-        self.of_client = without
+    of_client: Any = None
 
     @classmethod
     def bind(cls, proxy: ProxyHttp[Any]) -> Filters:
@@ -85,7 +77,11 @@ class Filters:
             if f"{name}_is_async" in _FIELDS:
                 bound[f"{name}_is_async"] = name in plan.is_async
         bound["caches"] = "request_cache_filter" in bound or "is_purge" in bound
-        return cls(**bound)
+        filters = cls(**bound)
+        filters.of_client = attrs.evolve(
+            filters, upstream_response_filter=None, upstream_response_body_filter=None
+        )
+        return filters
 
 
 _FIELDS = frozenset(field.name for field in attrs.fields(Filters))

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
 
 from .._clock import wall_time
@@ -24,14 +23,13 @@ from .._messages import (
     BodyChunk,
     Data,
     RequestEvent,
-    RequestHeader,
     ResponseEvent,
     ResponseFacts,
     ResponseHeader,
-    Trailers,
 )
-from ..cache._http_cache import CachePhase, HitStatus, HttpCache, PurgeStatus
+from ..cache._http_cache import HttpCache
 from ..cache._lock import LockStatus
+from ..cache._phase import CachePhase, HitStatus, PurgeStatus
 from ..cache._policy import Cacheable, NoCacheReason, merge_not_modified
 from ..semantics._conditional import evaluate_conditions, not_modified, precondition_failed
 from ..semantics._forwarding import strip_response
@@ -46,7 +44,7 @@ from ..semantics._range import (
 )
 from ..streams._abc import UpstreamStream
 from ._failure import as_proxy_error, canned_head
-from ._pump import Exchange, pump_response, wait_before
+from ._pump import Exchange, check_delay, pump_response
 
 if TYPE_CHECKING:
     from .._config import ServerConf
@@ -528,9 +526,7 @@ class TapStream(UpstreamStream):
                 if not confirmed:
                     raise
                 as_proxy_error(exc, session)  # told; what is stored is served this once
-                cache.revalidate_uncacheable(
-                    cache.cache_meta().header, NoCacheReason.InternalError
-                )
+                cache.revalidate_uncacheable(cache.cache_meta().header, NoCacheReason.InternalError)
                 raise ServeStored from exc
         if not final:
             out.append(head)
@@ -652,6 +648,7 @@ class TapStream(UpstreamStream):
         """Take a 304 for what is stored (trait 8.9, decision 32)."""
         cache = self._cache
         merged = merge_not_modified(cache.cache_meta().header, head)
+        self._session._not_modified = head
         self._session._phase = "response_cache_filter"
         try:
             verdict = self._filters.response_cache_filter(self._session, merged, self._ctx)
@@ -694,7 +691,8 @@ class TapStream(UpstreamStream):
                 delay = await delay
             data = chunk.data or b""
             if delay:
-                await wait_before(session, delay)
+                check_delay(session, delay)
+                await trio.sleep(delay)
         if self.filling:
             await self._store(data, last)
         elif self._counting:

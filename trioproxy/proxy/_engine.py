@@ -19,17 +19,15 @@ import trio
 from .._clock import wall_time
 from .._config import ServerConf
 from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
-from .._info import ConnectionInfo, Digest
-from .._messages import END, Data, RequestHeader, ResponseEvent
+from .._info import Digest
+from .._messages import RequestHeader
 from .._peer import HttpPeer
-from .._util import unwrap
 from ..cache._http_cache import HttpCache, Spawn
 from ..cache._lock import WritePermit
 from ..cache._policy import NoCacheReason
 from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
-from ..streams._memory import memory_exchange
 from ..upstream._pool import Pool
 from ._bound import Filters
 from ._caching import ServeStored, TapStream, cache_stage, serve_stored, stored_validators
@@ -38,6 +36,7 @@ from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
+from ._renew import renew
 from ._session import Session
 from ._tunnel import run_tunnel
 
@@ -106,30 +105,10 @@ class Services:
             return False
         request = session.req_header().copy()
         request.method = "GET"
-        self.background += 1
         info = session.downstream_session.info
-        self.nursery.start_soon(self._revalidate, request, info, cache.take_write_lock())
+        self.background += 1  # `renew` takes it off
+        self.nursery.start_soon(renew, self, request, info, cache.take_write_lock())
         return True
-
-    async def _revalidate(
-        self, request: RequestHeader, info: ConnectionInfo, permit: WritePermit
-    ) -> None:
-        assert self.handle is not None
-        try:
-            with trio.move_on_after(self.conf.background_timeout):
-                up, down = memory_exchange(info)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self.handle, down, permit)
-                    async with up:
-                        await up.send(request, END)
-                        while not any(map(_ends, await up.receive_batch())):
-                            pass
-        except Exception as exc:  # nobody waits for it: told, and no matter of the server's
-            error = unwrap(exc)
-            self.log.warning("a request in the background failed: %s", error)
-        finally:
-            self.background -= 1
-            permit.drop()
 
     def count_error(self, error: ProxyError) -> None:
         """Count the error that a session ended with, by its source and root kind."""
@@ -142,10 +121,6 @@ class Services:
     def summary(self, session: Session) -> str:
         """Return the built-in summary of a session's request."""
         return ProxyHttp.request_summary(_NOBODY, session, None)
-
-
-def _ends(event: ResponseEvent) -> bool:
-    return event is END or (type(event) is Data and event.end)
 
 
 class _Nobody(ProxyHttp[None]):
@@ -459,6 +434,8 @@ class Engine:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
         tap = None
+        if cache is not None:
+            session._sent, session._asked_at, session._not_modified = request, wall_time(), None
         if cache is not None and (cache.enabled() or cache.bypassing()):
             tap = upstream = TapStream(upstream, session, filters, ctx, cache)
             filters = filters.of_client

@@ -23,7 +23,7 @@ import attrs
 from .._errors import ErrorSource, ErrorType, ProxyError
 from ..cache._key import default_cache_key
 from ..cache._policy import NoCacheReason, Uncacheable
-from ..semantics._conditional import evaluate_preconditions
+from ..semantics._conditional import evaluate_conditions
 from ..semantics._range import range_header
 from ._plan import Plan, check_class, make_plan
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .._info import Digest
     from .._messages import BodyChunk, RequestHeader, ResponseHeader
     from .._peer import HttpPeer
-    from ..cache._http_cache import ForcedFreshness, PurgeStatus
     from ..cache._key import CacheKey
     from ..cache._meta import CacheMeta
+    from ..cache._phase import ForcedFreshness, PurgeStatus
     from ..cache._policy import RespCacheable
     from ..cache._storage import HitHandler
     from ..semantics._range import RangeType
@@ -297,20 +297,16 @@ class ProxyHttp(ABC, Generic[CtxT]):
         """
         return None
 
-    def cache_not_modified_filter(
-        self, session: Session, resp: ResponseHeader, ctx: CtxT
-    ) -> bool:
+    def cache_not_modified_filter(self, session: Session, resp: ResponseHeader, ctx: CtxT) -> bool:
         """Return True where the client's copy is as good as ``resp``: it gets a 304.
 
         When: on a hit, and on a response whose request was rewritten for the cache. An exception
         is logged and the whole response is sent. Default: RFC 9110 section 13. Pingora:
         ``cache_not_modified_filter``.
         """
-        return evaluate_preconditions(session.req_header(), resp) == 304
+        return evaluate_conditions(session.req_header(), resp) == 304
 
-    def range_header_filter(
-        self, session: Session, resp: ResponseHeader, ctx: CtxT
-    ) -> RangeType:
+    def range_header_filter(self, session: Session, resp: ResponseHeader, ctx: CtxT) -> RangeType:
         """Return the part of the content that the client gets, and make ``resp`` say so.
 
         When: behind `cache_not_modified_filter`, unless ``session.ignore_downstream_range``.
@@ -392,9 +388,7 @@ class ProxyHttp(ABC, Generic[CtxT]):
         error.decide_reuse(client_reused and not session.retry_buffer_truncated())
         return error
 
-    def should_serve_stale(
-        self, session: Session, ctx: CtxT, error: ProxyError | None
-    ) -> bool:
+    def should_serve_stale(self, session: Session, ctx: CtxT, error: ProxyError | None) -> bool:
         """Return True to serve what is stored although it is stale.
 
         When: with None where the asset is within its stale-while-revalidate time and somebody

@@ -411,17 +411,17 @@ async def filter_chunk(
 
 
 async def _delayed(session: Session, out: list[ResponseEvent], seconds: Any) -> list[ResponseEvent]:
+    check_delay(session, seconds)
     if out:
         await session._send_events(*out)
-    await wait_before(session, seconds)
+    await trio.sleep(seconds)
     return []
 
 
-async def wait_before(session: Session, seconds: Any) -> None:
-    """Wait as a body filter has asked for."""
+def check_delay(session: Session, seconds: Any) -> None:
+    """Refuse what a body filter cannot mean as a delay."""
     if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
         raise ValueError(f"{session._phase} returned {seconds!r}: seconds, 0 or more, are right")
-    await trio.sleep(seconds)
 
 
 async def _end_with_trailers(

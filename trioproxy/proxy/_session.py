@@ -55,6 +55,7 @@ class Session:
     """
 
     __slots__ = (
+        "_asked_at",
         "_body",
         "_body_bytes_sent",
         "_cache",
@@ -63,16 +64,18 @@ class Session:
         "_finished",
         "_held",
         "_ignore_info",
+        "_not_modified",
         "_peer_name",
         "_permit",
         "_phase",
         "_request",
         "_response",
+        "_sent",
         "_services",
         "_started",
+        "_subrequest",
         "_upstream",
         "downstream_session",
-        "_subrequest",
         "error",
         "ignore_downstream_range",
     )
@@ -109,6 +112,10 @@ class Session:
         #: The right to fill that another request has handed on.
         self._permit: WritePermit | None = None
         self._subrequest = False
+        #: The request that the last attempt sent, when it did (wall clock), and the 304 to it.
+        self._sent: RequestHeader | None = None
+        self._asked_at = 0.0
+        self._not_modified: ResponseHeader | None = None
         #: Whether a Range of the client is passed over, where a cache has the whole content.
         self.ignore_downstream_range = False
 
