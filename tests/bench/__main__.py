@@ -79,6 +79,10 @@ def measure(options: argparse.Namespace, cores: Cores, targets: Sequence[Target]
     return rows
 
 
+def _requests(options: argparse.Namespace) -> int:
+    return HTTP2_REQUESTS_QUICK if options.quick else HTTP2_REQUESTS
+
+
 def measure_http2(
     options: argparse.Namespace, cores: Cores, origin: Target, root: Path
 ) -> list[Row]:
@@ -88,14 +92,13 @@ def measure_http2(
         print(f"HTTP/2 over TLS is not measured: {lacking}\n")
         return []
     tls = (*http2.certificate(root), "--http1-codec", options.http1_codec)
-    requests = HTTP2_REQUESTS_QUICK if options.quick else HTTP2_REQUESTS
     with (
         reverse(origin.port, cores.proxy, *tls) as ours,
         http2.hypercorn(root, cores.proxy) as theirs,
     ):
         for target in (ours, theirs):
             check(target, http2.WORKLOAD)
-        columns = http2.measure((ours, theirs), options.rounds, requests, cores.load)
+        columns = http2.measure((ours, theirs), options.rounds, _requests(options), cores.load)
     return [
         Row(http2.WORKLOAD, target.name, rounds)
         for target, rounds in zip((ours, theirs), columns, strict=True)
@@ -125,11 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows += measure(options, cores, [origin, ours, h11_relay, raw_relay])
         if options.only in (None, "http2"):
             rows += measure_http2(options, cores, origin, root)
+    if not rows:
+        return
     pins = "not pinned" if cores.proxy is None else f"proxies on core {cores.proxy}"
-    print(
-        f"{options.rounds} rounds of {options.seconds:g} s, load by {options.client}, "
-        f"origin {options.origin}, {pins}\n"
-    )
+    print(f"{options.rounds} rounds, origin {options.origin}, {pins}")
+    if options.only != "http2":
+        print(f"HTTP/1.1: {options.seconds:g} s each, load by {options.client}")
+    if rows and rows[-1].workload is http2.WORKLOAD:
+        streams = f"{http2.WORKLOAD.connections} connections of {http2.STREAMS} streams"
+        print(f"HTTP/2: {_requests(options)} requests each, load by h2load: {streams}")
+    print()
     print(render(rows))
 
 

@@ -572,6 +572,38 @@ async def test_head_204_and_304_leave_the_connection_in_step(
     assert [call.args["e"] for call in recorder.of("logging")] == [None] * 8
 
 
+@pairings
+async def test_filters_and_log_are_told_what_is_spoken(
+    pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    seen: list[tuple[bool, str, str, str | None, bool]] = []
+
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        head = session.req_header()
+        tls = session.digest().tls
+        alpn = None if tls is None else tls.alpn
+        seen.append((session.is_http2(), head.version, head.scheme or "", alpn, tls is not None))
+        return False
+
+    recorder = Recorder(hooks={"request_filter": request_filter})
+    async with open_matrix(recorder, OK, pairing) as gateway:
+        assert (await gateway.exchange()).status == 200
+        await gateway.sessions_ended()
+
+    down, up = pairing.down, pairing.up
+    version = "HTTP/2" if down.h2 else "HTTP/1.1"
+    alpn = down.alpn[0] if down.tls else None
+    assert seen == [(down.h2, version, down.scheme, alpn, down.tls)]
+    (record,) = gateway.records
+    assert record.version == version
+    digest = recorder.the("connected_to_upstream").args["digest"]
+    assert (digest.tls is not None) == up.tls
+    if up.tls:
+        assert digest.tls.alpn == up.alpn[0]
+    response = recorder.the("upstream_response_filter").args["head"]
+    assert response.version == ("HTTP/2" if up.h2 else "HTTP/1.1")
+
+
 # -- bodies --------------------------------------------------------------------------------------
 
 BLOCK = b"x" * 16384

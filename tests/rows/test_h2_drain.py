@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests._support.h2_rows import get, response
@@ -15,6 +15,7 @@ from tests._support.h2_wire import (
     INTERNAL_ERROR,
     NO_ERROR,
     H2Wire,
+    Head,
     request,
 )
 from tests._support.matrix import (
@@ -305,6 +306,38 @@ async def test_t_02_an_upload_that_stalls_is_408_on_its_stream(
         assert 59 < trio.current_time() - started < 62
         await get(wire, 3, "/quick")
         assert await response(wire, 3) == ("200", b"hello")
+
+
+async def test_t_02_an_upload_that_dribbles_is_408_by_min_receive_rate(
+    autojump_clock: MockClock,
+) -> None:
+    conf = ServerConf(min_receive_rate=1000)
+    async with open_matrix(Recorder(), Slow(), Pairing(H2C, H1), conf=conf) as gateway:
+        wire = await gateway.frames()
+        await wire.headers(1, request("POST", fields=[("content-length", "100000")]))
+        started = trio.current_time()
+        while not wire.of(HeadersFrame, 1):
+            await wire.data(1, b"x")
+            await trio.sleep(1)
+            await wire.ping()
+        assert wire.of(Head, 1)[0].get(":status") == "408"
+        assert trio.current_time() - started < 70
+        await get(wire, 3, "/quick")
+        assert await response(wire, 3) == ("200", b"hello")
+
+
+async def test_t_08_a_session_has_its_deadline_where_one_is_set(
+    autojump_clock: MockClock,
+) -> None:
+    conf = ServerConf(request_timeout=5)
+    statuses: list[int] = []
+    for pairing in (Pairing(H1, H1), Pairing(H2C, H1), Pairing(H1, H2C), Pairing(H2C, H2C)):
+        async with open_matrix(Recorder(), Slow(), pairing, conf=conf) as gateway:
+            started = trio.current_time()
+            statuses.append((await gateway.exchange()).status)
+            assert 4 < trio.current_time() - started < 7
+    assert len(set(statuses)) == 1
+    assert statuses[0] >= 500
 
 
 async def test_tls_04_h1_bytes_on_an_h2_connection_are_a_protocol_error(

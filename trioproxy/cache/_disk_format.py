@@ -40,9 +40,9 @@ _ENTRY_MAGIC = b"\x89tpcache"
 _SIDE_MAGIC = b"\x89tpcmeta"
 _VERSION = 1
 _DIGEST = 16
-# Magic, version, four unused bytes, length of the head, length of the body, generation.
-_FIXED = struct.Struct("<8sH4xIQ16s")
-_SIDE = struct.Struct("<8sH4xI16s")
+# Magic, version, four bytes for later versions, length of the head, length of the body, generation.
+_FIXED = struct.Struct("<8sHIIQ16s")
+_SIDE = struct.Struct("<8sHII16s")
 _LENGTH = struct.Struct("<I")
 _SEAL = struct.Struct("<I")
 
@@ -139,7 +139,9 @@ class Prelude:
 
     def encode(self, head: bytes) -> bytes:
         """Return the bytes of the prelude in front of this head."""
-        fixed = _FIXED.pack(_ENTRY_MAGIC, _VERSION, self.head_size, self.body_size, self.generation)
+        fixed = _FIXED.pack(
+            _ENTRY_MAGIC, _VERSION, 0, self.head_size, self.body_size, self.generation
+        )
         return fixed + _digest(fixed, head)
 
     @classmethod
@@ -151,11 +153,11 @@ class Prelude:
         """
         if len(start) < PRELUDE:
             raise BadFileError("shorter than a prelude")
-        magic, version, head_size, body_size, generation = _FIXED.unpack_from(start)
+        magic, version, later, head_size, body_size, generation = _FIXED.unpack_from(start)
         if magic != _ENTRY_MAGIC:
             raise BadFileError("not an entry, or never finished")
-        if version != _VERSION:
-            raise BadFileError(f"an entry of version {version}")
+        if version != _VERSION or later:
+            raise BadFileError(f"an entry of version {version}, {later}")
         if head_size > MAX_HEAD:
             raise BadFileError("the head is too long")
         prelude = cls(head_size, body_size, generation, start[_FIXED.size : PRELUDE])
@@ -175,7 +177,7 @@ class Prelude:
 
 def encode_side(generation: bytes, meta: bytes) -> bytes:
     """Return the file that holds later metadata of an entry."""
-    fixed = _SIDE.pack(_SIDE_MAGIC, _VERSION, len(meta), generation)
+    fixed = _SIDE.pack(_SIDE_MAGIC, _VERSION, 0, len(meta), generation)
     return fixed + _digest(fixed, meta) + meta
 
 
@@ -187,9 +189,9 @@ def decode_side(content: bytes, generation: bytes) -> bytes:
     """
     if len(content) < SIDE_PRELUDE:
         raise BadFileError("shorter than a prelude")
-    magic, version, length, owner = _SIDE.unpack_from(content)
+    magic, version, later, length, owner = _SIDE.unpack_from(content)
     meta = content[SIDE_PRELUDE:]
-    if magic != _SIDE_MAGIC or version != _VERSION or length != len(meta):
+    if (magic, version, later, length) != (_SIDE_MAGIC, _VERSION, 0, len(meta)):
         raise BadFileError("not a side file of this version, or cut")
     if owner != generation:
         raise BadFileError("the metadata of another entry")

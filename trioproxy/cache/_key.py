@@ -11,6 +11,7 @@ import attrs
 from .._messages import RequestHeader
 
 _DIGEST_BYTES = 16
+_LONGEST_CACHED = 256
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -41,7 +42,7 @@ class CompactKey:
     variance: bytes | None = None
     user_tag: str = ""
 
-    @functools.cached_property
+    @property
     def combined_hash(self) -> bytes:
         """The 16 bytes that name the slot."""
         return _combined(self.primary_hash, self.variance)
@@ -56,28 +57,30 @@ class CacheKey:
       primary: What is asked for; see `default_cache_key`.
       user_tag: Whose entry it is; it is not hashed.
       variance: The variant, as `VarianceBuilder` makes it, or None for the primary slot.
+      primary_hash: The 16 bytes that name the key without its variant (BLAKE2b).
+      combined_hash: The 16 bytes that name the slot; those of the key where there is no variant.
     """
 
     namespace: bytes
     primary: bytes
     user_tag: str = ""
     variance: bytes | None = None
+    primary_hash: bytes = attrs.field(init=False, eq=False, repr=False)
+    combined_hash: bytes = attrs.field(init=False, eq=False, repr=False)
 
-    @functools.cached_property
-    def primary_hash(self) -> bytes:
-        """The 16 bytes that name the key without its variant (BLAKE2b)."""
+    @primary_hash.default
+    def _hash_primary(self) -> bytes:
         return _digest((self.namespace, self.primary))
 
-    @functools.cached_property
-    def combined_hash(self) -> bytes:
-        """The 16 bytes that name the slot; those of the key where there is no variant."""
+    @combined_hash.default
+    def _hash_all(self) -> bytes:
         return _combined(self.primary_hash, self.variance)
 
     def with_variance(self, variance: bytes | None) -> CacheKey:
         """Return the key of another variant; None is the primary slot."""
         if variance == self.variance:
             return self
-        return attrs.evolve(self, variance=variance)
+        return CacheKey(self.namespace, self.primary, self.user_tag, variance)
 
     def compact(self) -> CompactKey:
         """Return the key as eviction and purge need it."""
@@ -94,11 +97,24 @@ def default_cache_key(request: RequestHeader, *, namespace: bytes = b"") -> Cach
       request: The request.
       namespace: Of the key.
     """
-    method = "GET" if request.method == "HEAD" else request.method
-    scheme = request.scheme.lower()
-    authority = normal_authority(scheme, request.authority)
-    parts = (method.encode(), scheme.encode(), authority.encode("latin-1"), request.target)
-    return CacheKey(namespace, _joined(parts))
+    method, scheme, authority = request.method, request.scheme, request.authority
+    if len(authority) <= _LONGEST_CACHED:
+        origin = _cached_origin(method, scheme, authority)
+    else:
+        origin = _origin(method, scheme, authority)
+    target = request.target
+    return CacheKey(namespace, b"%b%d:%b," % (origin, len(target), target))
+
+
+def _origin(method: str, scheme: str, authority: str) -> bytes:
+    if method == "HEAD":
+        method = "GET"
+    scheme = scheme.lower()
+    authority = normal_authority(scheme, authority)
+    return _joined((method.encode(), scheme.encode(), authority.encode("latin-1")))
+
+
+_cached_origin = functools.lru_cache(maxsize=1024)(_origin)
 
 
 def normal_authority(scheme: str, authority: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import ClassVar
 from urllib.parse import urljoin, urlsplit
@@ -252,6 +252,7 @@ def merge_not_modified(stored: ResponseHeader, not_modified: ResponseHeader) -> 
 
 _NOTHING = CacheControl()
 _NO_FIELDS = Headers()
+_NOTHING_INSTEAD: Mapping[bytes, bytes] = {}
 
 
 def _date(headers: Headers, name: bytes, now: float) -> int | None:
@@ -495,7 +496,7 @@ class SharedPolicy:
         names = vary_fields(meta.header.headers)
         if not names:  # "*" is never stored
             return None
-        variance = _variance(names, request.headers, {})
+        variance = _variance(names, request.headers)
         if self.select_language and variance != meta.variance:
             stored = meta.extensions.get(_LANGUAGE)
             if stored is not None and _likes_best(request.headers, meta.header.headers):
@@ -624,7 +625,7 @@ class SharedPolicy:
     def _remember_language(self, meta: CacheMeta, request: RequestHeader) -> None:
         names = vary_fields(meta.header.headers)
         if self.select_language and names and _LANGUAGE.encode() in names:
-            value = _normal(_LANGUAGE.encode(), request.headers)
+            value = _joined(_LANGUAGE.encode(), request.headers)
             if value is not None:
                 meta.extensions[_LANGUAGE] = value
 
@@ -685,20 +686,32 @@ def _own_target(request: RequestHeader, reference: str) -> bytes | None:
 
 
 def _variance(
-    names: tuple[bytes, ...], headers: Headers, instead: dict[bytes, bytes]
+    names: tuple[bytes, ...], headers: Headers, instead: Mapping[bytes, bytes] = _NOTHING_INSTEAD
 ) -> bytes | None:
+    values = [instead.get(name) or _joined(name, headers) for name in names]
+    size = sum([len(value) for value in values if value is not None])
+    digest = _cached_digest if size <= 512 else _digest
+    return digest(names, tuple(values))
+
+
+def _digest(names: tuple[bytes, ...], values: tuple[bytes | None, ...]) -> bytes | None:
     builder = VarianceBuilder()
-    for name in names:
-        builder.add(name, instead.get(name) or _normal(name, headers))
+    for name, value in zip(names, values, strict=True):
+        builder.add(name, None if value is None else _normal(name, value))
     return builder.finalize()
 
 
-def _normal(name: bytes, headers: Headers) -> bytes | None:
-    """Return a request's field as it is compared (section 4.1), None where it is absent."""
+_cached_digest = functools.lru_cache(maxsize=1024)(_digest)
+
+
+def _joined(name: bytes, headers: Headers) -> bytes | None:
+    """Return the lines of a field as one, None where it is absent."""
     values = [value for key, _, value in headers.fields if key == name]
-    if not values:
-        return None
-    value = b",".join(values)
+    return b",".join(values) if values else None
+
+
+def _normal(name: bytes, value: bytes) -> bytes:
+    """Return a request's field as it is compared (section 4.1)."""
     if name in _EXACT or b'"' in value:
         return value
     if name in _WEIGHTED:
@@ -727,7 +740,7 @@ def _by_weight(value: bytes) -> list[tuple[int, bytes]] | None:
 def _likes_best(request: Headers, stored: Headers) -> bool:
     """Tell whether the one language of a response is the one that a client likes best."""
     languages = stored.get_all(b"content-language")
-    wanted = _by_weight(b",".join([v for k, _, v in request.fields if k == _LANGUAGE.encode()]))
+    wanted = _by_weight(_joined(_LANGUAGE.encode(), request) or b"")
     if not wanted or len(languages) != 1 or wanted[0][0] == 0:
         return False
     best = [member for weight, member in wanted if weight == wanted[0][0]]
