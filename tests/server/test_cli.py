@@ -497,7 +497,14 @@ def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run" in told
 
 
-OF_REVERSE = {"--rewrite-host", "--upstream-http", "--upstream-ca", "--upstream-insecure"}
+OF_REVERSE = {
+    "--cache",
+    "--cache-size",
+    "--rewrite-host",
+    "--upstream-http",
+    "--upstream-ca",
+    "--upstream-insecure",
+}
 SHARED = {
     "--help", "--bind", "--tls-cert", "--tls-key", "--tls-self-signed", "--tls-client-ca", "--http",
     "--h2c", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
