@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+
 from trioproxy import ResponseHeader
 from trioproxy.cache._key import CacheKey
 from trioproxy.cache._meta import CacheMeta
@@ -43,8 +45,9 @@ async def fill(store: Storage, key: CacheKey, *pieces: bytes, meta: CacheMeta | 
 async def rest(reader: HitHandler) -> bytes:
     """Return what a reader still has, up to its end."""
     pieces = []
-    while (piece := await reader.read_body()) is not None:
-        pieces.append(piece)
+    with trio.fail_after(10):
+        while (piece := await reader.read_body()) is not None:
+            pieces.append(piece)
     return b"".join(pieces)
 
 

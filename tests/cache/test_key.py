@@ -70,6 +70,12 @@ def test_c_01_https_has_its_own_default_port() -> None:
     assert of(scheme="https", host="[::1]:443") == of(scheme="https", host="[::1]")
 
 
+def test_c_01_an_authority_of_any_length_counts_whole() -> None:
+    long = "a" * 300
+    assert of(host=f"{long}:80") == of(host=long.upper())
+    assert of(host=f"{long}b") != of(host=long)
+
+
 def test_c_01_no_part_runs_into_the_next() -> None:
     keys = [
         of(host="a", target="/b/c"),
@@ -99,6 +105,7 @@ def test_a_variant_has_its_own_slot_and_the_same_primary() -> None:
     assert variant.combined_hash != key.combined_hash
     assert len(variant.combined_hash) == len(key.primary_hash) == 16
     assert variant.with_variance(None) == key
+    assert variant.with_variance(b"v" * 16) is variant
     assert variant.with_variance(b"w" * 16).combined_hash != variant.combined_hash
 
 

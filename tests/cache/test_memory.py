@@ -328,21 +328,22 @@ def test_tasks_that_read_along_get_all_or_an_error(
     async def run() -> None:
         store = MemoryStorage(10**6)
         writer = await store.get_miss_handler(make_key(), make_meta())
-        async with trio.open_nursery() as nursery:
-            for step, piece in enumerate([*pieces, b""]):
-                for _ in range(starts.count(step)):
-                    nursery.start_soon(read, await find(store))
-                await trio.testing.wait_all_tasks_blocked()
-                if step in cancelled:
-                    nursery.start_soon(give_up, await find(store))
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for step, piece in enumerate([*pieces, b""]):
+                    for _ in range(starts.count(step)):
+                        nursery.start_soon(read, await find(store))
                     await trio.testing.wait_all_tasks_blocked()
-                await writer.write_body(piece, step == len(pieces))
-            if ending == "purge":
-                await store.purge(make_key().compact(), PurgeType.INVALIDATION)
-            if ending == "abandon":
-                writer.abandon()
-            else:
-                await writer.finish()
+                    if step in cancelled:
+                        nursery.start_soon(give_up, await find(store))
+                        await trio.testing.wait_all_tasks_blocked()
+                    await writer.write_body(piece, step == len(pieces))
+                if ending == "purge":
+                    await store.purge(make_key().compact(), PurgeType.INVALIDATION)
+                if ending == "abandon":
+                    writer.abandon()
+                else:
+                    await writer.finish()
         assert store.statistics().reserved == 0
 
     async def give_up(reader: MemoryHitHandler) -> None:

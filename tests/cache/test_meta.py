@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
+
 import attrs
 import pytest
 from hypothesis import given, settings
@@ -124,6 +127,24 @@ def test_c_05_foreign_bytes_are_refused(data: bytes) -> None:
     for foreign in (data, b"TPM\x01" + data):
         with pytest.raises(ValueError, match="metadata"):
             CacheMeta.from_bytes(foreign)
+
+
+def test_c_05_a_damage_that_the_check_sum_covers_raises_nothing_but_value_error() -> None:
+    whole = attrs.evolve(META, variance=b"v", extensions={"a": b"b"}).to_bytes()[:-4]
+    refused = 0
+    for index, change in itertools.product(range(4, len(whole)), (0x01, 0x80, 0xFF)):
+        damaged = bytearray(whole)
+        damaged[index] ^= change
+        damaged += zlib.crc32(damaged).to_bytes(4, "big")
+        try:
+            CacheMeta.from_bytes(bytes(damaged))
+        except ValueError:
+            refused += 1
+    assert refused > 50
+    with pytest.raises(ValueError, match="behind its end"):
+        CacheMeta.from_bytes(whole + b"x" + zlib.crc32(whole + b"x").to_bytes(4, "big"))
+    with pytest.raises(ValueError, match="is cut"):
+        CacheMeta.from_bytes(whole[:-1] + zlib.crc32(whole[:-1]).to_bytes(4, "big"))
 
 
 def test_what_does_not_fit_the_form_is_refused() -> None:

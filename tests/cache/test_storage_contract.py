@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -49,9 +50,8 @@ def make(request: pytest.FixtureRequest) -> Make:
 async def store(make: Make, tmp_path: Path) -> AsyncIterator[Storage]:
     """A store with room for everything that a test puts in."""
     made = await make(tmp_path / "store", 2**24, 2**22)
-    with trio.fail_after(20):
-        yield made
-        await made.aclose()
+    yield made
+    await made.aclose()
 
 
 @pytest.fixture
@@ -78,6 +78,14 @@ class Reading:
             self.error = exc
         finally:
             reader.close_now()
+
+
+@asynccontextmanager
+async def tasks() -> AsyncIterator[trio.Nursery]:
+    """A nursery that does not wait for ever for a reader that nobody wakes."""
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            yield nursery
 
 
 async def find(store: Storage, name: str = "a") -> HitHandler:
@@ -490,7 +498,7 @@ async def test_readers_follow_the_writer_each_at_its_own_pace(streaming: Storage
     writer = await begin(streaming, b"one ")
     quick = Reading()
     slow = await find(streaming)
-    async with trio.open_nursery() as nursery:
+    async with tasks() as nursery:
         nursery.start_soon(quick.run, await find(streaming))
         await trio.testing.wait_all_tasks_blocked()
         assert quick.got == [b"one "]
@@ -510,7 +518,7 @@ async def test_a_reader_sees_no_end_before_the_writer_finished(streaming: Storag
     writer = await begin(streaming)
     await writer.write_body(b"all", True)
     reading = Reading()
-    async with trio.open_nursery() as nursery:
+    async with tasks() as nursery:
         nursery.start_soon(reading.run, await find(streaming))
         await trio.testing.wait_all_tasks_blocked()
         assert reading.got == [b"all"]
@@ -522,7 +530,7 @@ async def test_a_reader_sees_no_end_before_the_writer_finished(streaming: Storag
 async def test_a_failed_writer_fails_its_readers(streaming: Storage) -> None:
     writer = await begin(streaming, b"half")
     parked, behind = Reading(), await find(streaming)
-    async with trio.open_nursery() as nursery:
+    async with tasks() as nursery:
         nursery.start_soon(parked.run, await find(streaming))
         await trio.testing.wait_all_tasks_blocked()
         writer.abandon()
@@ -539,7 +547,7 @@ async def test_a_failed_writer_fails_its_readers(streaming: Storage) -> None:
 async def test_a_forgotten_writer_fails_its_readers(streaming: Storage) -> None:
     writer = await begin(streaming, b"half")
     parked = Reading()
-    async with trio.open_nursery() as nursery:
+    async with tasks() as nursery:
         nursery.start_soon(parked.run, await find(streaming))
         await trio.testing.wait_all_tasks_blocked()
         del writer
@@ -649,7 +657,7 @@ async def test_a_range_is_sought_before_it_was_written(streaming: Storage) -> No
     readers[0].seek(6, 9)
     readers[1].seek(5)
     readings = [Reading(), Reading()]
-    async with trio.open_nursery() as nursery:
+    async with tasks() as nursery:
         for reader, reading in zip(readers, readings, strict=True):
             nursery.start_soon(reading.run, reader)
         await trio.testing.wait_all_tasks_blocked()

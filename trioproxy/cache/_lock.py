@@ -89,8 +89,8 @@ class _Core:
         """Settle the status, once, and let go of the key and of all who wait."""
         if self.status is None:
             self.status = status
-            if self.table.get(self.name) is self:
-                del self.table[self.name]
+            # Nobody takes its place in the table before it has ended.
+            del self.table[self.name]
             if self.lot is not None:
                 self.lot.unpark_all()
 

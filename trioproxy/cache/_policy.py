@@ -397,11 +397,19 @@ class SharedPolicy:
           response_time: When the response came.
           sent: The request as it went upstream, where that is not the client's: a condition or a
             range in it keeps what it brought about out of the cache (rows C-06, C-10).
+
+        Returns:
+          `Cacheable` with the meta to keep, variance included. `Uncacheable` for the reason
+          ``Deferred`` where it is the request that forbids to store its response, and for
+          ``OriginNotCache`` where it is the response.
         """
+        if response.status == 304:
+            return _NOT_STORED
+        # What only this request brought about says nothing of the next one for the same key.
         if _partial(sent or request, response):
-            return _NOT_STORED
+            return _NOT_THIS_TIME
         if self._may_not_answer(request, response, response_time):
-            return _NOT_STORED
+            return _NOT_THIS_TIME
         if self.honour_request and _refuses_storing(request):
             return _NOT_THIS_TIME
         found = self._evaluate(
@@ -633,7 +641,7 @@ class SharedPolicy:
 def _partial(sent: RequestHeader, response: ResponseHeader) -> bool:
     """Tell whether a response is only what a range, a condition or HEAD left of the whole."""
     names = {field[0] for field in sent.headers.fields}
-    if response.status == 304 or sent.method == "HEAD" or b"range" in names:
+    if sent.method == "HEAD" or b"range" in names:
         return True
     return response.status == 412 and not names.isdisjoint(_CONDITIONS)
 
