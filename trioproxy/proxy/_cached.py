@@ -46,6 +46,8 @@ class CachingProxy(ProxyHttp[CtxT]):
         request = session.req_header()
         if shared is None or request.method not in ("GET", "HEAD", "POST"):
             return
+        if session.is_upgrade_req():
+            return
         if request.method != "POST" and not session.is_body_empty():
             return  # row C-15
         alone = request.method == "POST"

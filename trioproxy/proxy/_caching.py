@@ -449,8 +449,6 @@ class TapStream(UpstreamStream):
         self._cache = cache
         self.info = inner.info
         self.reused = inner.reused
-        self.read_timeout = inner.read_timeout
-        self.write_timeout = inner.write_timeout
         self.body_bytes_received = 0
         self.write_pending_time = 0.0
         #: Whether the request was rewritten to fill the cache: then the client's conditions and
@@ -471,6 +469,24 @@ class TapStream(UpstreamStream):
     def anything_sent(self) -> bool:
         """Whether a byte of the request may have reached the wire."""
         return self._inner.anything_sent
+
+    @property
+    def read_timeout(self) -> float:  # type: ignore[override]  # an attribute that is the inner one's
+        """Seconds before a parked `receive_batch` gives up."""
+        return self._inner.read_timeout
+
+    @read_timeout.setter
+    def read_timeout(self, seconds: float) -> None:
+        self._inner.read_timeout = seconds
+
+    @property
+    def write_timeout(self) -> float:  # type: ignore[override]  # likewise
+        """Seconds without progress before a parked `send` gives up."""
+        return self._inner.write_timeout
+
+    @write_timeout.setter
+    def write_timeout(self, seconds: float) -> None:
+        self._inner.write_timeout = seconds
 
     @property
     def outlives_client(self) -> bool:

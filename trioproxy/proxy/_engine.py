@@ -24,6 +24,7 @@ from .._messages import RequestHeader
 from .._peer import HttpPeer
 from ..cache._http_cache import HttpCache, Spawn
 from ..cache._lock import WritePermit
+from ..cache._phase import CachePhase
 from ..cache._policy import NoCacheReason
 from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
@@ -44,6 +45,8 @@ from ._tunnel import run_tunnel
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
+#: Phases of the cache in which a response may be under way into it.
+FILLING = (CachePhase.Miss, CachePhase.Expired)
 #: Kinds of errors that are counted apart.
 MAX_ERROR_KINDS = 256
 
@@ -390,6 +393,9 @@ class Engine:
             return None
         finally:
             lease.release()
+        cache = session._cache
+        if cache is not None and cache.phase() in FILLING and cache.miss_handler() is not None:
+            cache.disable(NoCacheReason.UpstreamError)  # another attempt cannot go on with it
         if error.root_etype() == ErrorType.H2Downgrade:
             if peer.http1() is None:
                 error.set_retry(False)  # there is no other way to ask it
