@@ -67,11 +67,13 @@ class CacheMeta:
 
     def may_serve_stale_while_revalidating(self, now: float) -> bool:
         """Tell whether it may be served while it is being validated (RFC 5861 section 3)."""
-        return now < self.fresh_until + self.stale_while_revalidate
+        window = self.stale_while_revalidate  # 0 is never, were it even fresh: it may be refused
+        return window > 0 and now < self.fresh_until + window
 
     def may_serve_stale_if_error(self, now: float) -> bool:
         """Tell whether it may be served where the origin cannot answer (RFC 5861 section 4)."""
-        return now < self.fresh_until + self.stale_if_error
+        window = self.stale_if_error
+        return window > 0 and now < self.fresh_until + window
 
     def disable_serve_stale(self) -> None:
         """Close both windows."""

@@ -487,7 +487,7 @@ class SharedPolicy:
             reached. 502, 503 and 504 count as not reached (section 4.3.3), 500 only for a response
             that has stale-if-error; anything else is the answer.
         """
-        if not meta.may_serve_stale_if_error(now) or meta.stale_if_error <= 0:
+        if not meta.may_serve_stale_if_error(now):
             return False
         if status is None or status in _UNREACHABLE:
             return True

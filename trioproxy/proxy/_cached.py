@@ -75,13 +75,16 @@ class CachingProxy(ProxyHttp[CtxT]):
     ) -> ForcedFreshness | None:
         """Hold what was found to what the client asks for (RFC 9111 section 5.2.1)."""
         assert self.shared_cache is not None
-        verdict = self.shared_cache.policy.reuse(session.req_header(), meta, now=wall_time())
+        now = wall_time()
+        verdict = self.shared_cache.policy.reuse(session.req_header(), meta, now=now)
         if verdict in (Verdict.FRESH, Verdict.STALE_ALLOWED):
             return None if is_fresh else ForcedFreshness.FORCE_FRESH
         if verdict in (Verdict.MISS, Verdict.ONLY_IF_CACHED):
             return ForcedFreshness.FORCE_MISS
         if verdict is Verdict.REFUSED or is_fresh:
             return ForcedFreshness.FORCE_EXPIRED
+        if verdict is Verdict.EXPIRED and meta.may_serve_stale_while_revalidating(now):
+            return ForcedFreshness.FORCE_EXPIRED  # others may have it stale, this client may not
         return None
 
     def cache_miss(self, session: Session, ctx: CtxT) -> None:

@@ -250,13 +250,10 @@ def stored_validators(cache: HttpCache) -> ResponseHeader | None:
 
 
 def stored_head(cache: HttpCache) -> ResponseHeader:
-    """Return a copy of the stored head as a client gets it, with the Age of what it is."""
-    meta = cache.cache_meta()
-    head = meta.header.copy()
+    """Return a copy of the stored head as a client gets it, with its Age."""
+    head = cache.cache_meta().served_header(wall_time())
     head.facts = None
     head.version = "HTTP/1.1"
-    if not cache.upstream_used():
-        head.headers.set(b"Age", b"%d" % max(0, int(meta.age(wall_time()))))
     return head
 
 
@@ -471,7 +468,7 @@ class TapStream(UpstreamStream):
         return self._inner.anything_sent
 
     @property
-    def read_timeout(self) -> float:  # type: ignore[override]  # an attribute that is the inner one's
+    def read_timeout(self) -> float:
         """Seconds before a parked `receive_batch` gives up."""
         return self._inner.read_timeout
 
@@ -480,7 +477,7 @@ class TapStream(UpstreamStream):
         self._inner.read_timeout = seconds
 
     @property
-    def write_timeout(self) -> float:  # type: ignore[override]  # likewise
+    def write_timeout(self) -> float:
         """Seconds without progress before a parked `send` gives up."""
         return self._inner.write_timeout
 
@@ -692,6 +689,8 @@ class TapStream(UpstreamStream):
         else:
             if self._has_body:
                 await self._piece(b"", True, out)
+            elif self.filling:  # a body filter sees no end where there is no body, a store does
+                await self._store(b"", True)
             await self._stored()
             self._finish(out, event)
 
