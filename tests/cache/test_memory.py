@@ -352,7 +352,7 @@ def test_tasks_that_read_along_get_all_or_an_error(
                 pass
         reader.close_now()
 
-    trio.run(run)
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
     expected = "error" if ending == "abandon" else "end"
     assert len(outcomes) == sum(start <= len(pieces) for start in starts)
     for got, outcome in outcomes:
@@ -548,6 +548,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert counted.reserved == 0
         if not counted.entries:
             assert counted.bytes == 0
+        shelf = self.store._shelf
+        read = [each.weight for each in shelf.entries.values() if each.readers]
+        assert shelf.pinned == sum(read)
 
     def teardown(self) -> None:
         for reading in self.readers:
