@@ -683,7 +683,7 @@ class TapStream(UpstreamStream):
             await self._piece(event.data, event.end, out)
             if event.end:
                 await self._stored()
-                self._finish(out, END)
+                self._end(out)
         elif self._over:  # behind the trailers
             self._finish(out, event)
         else:
@@ -720,8 +720,18 @@ class TapStream(UpstreamStream):
             return
         out.extend(Data(piece) for piece in slicer.feed(data, last) if piece)
         if slicer.done:
+            self._end(out)
+
+    def _end(self, out: list[ResponseEvent]) -> None:
+        """End the client's copy, with its last piece where that has not left yet."""
+        if self._client_done:
+            return
+        last = out[-1] if out else None
+        if type(last) is Data and not last.end:
+            out[-1] = Data(last.data, True)
+        else:
             out.append(END)
-            self._client_done = True
+        self._client_done = True
 
     def _finish(self, out: list[ResponseEvent], event: ResponseEvent) -> None:
         """Pass the end on, or the trailers, unless the client has got its end already."""
