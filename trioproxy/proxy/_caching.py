@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .._config import ServerConf
     from .._info import ConnectionInfo
     from ..cache._meta import CacheMeta
+    from ..cache._policy import RespCacheable
     from ..cache._storage import HitHandler
     from ._bound import Filters
     from ._session import Session
@@ -85,6 +86,8 @@ async def cache_stage(session: Session, filters: Filters, ctx: Any, conf: Server
         except Exception as exc:  # logged and ignored (Pingora)
             warn("request_cache_filter failed, the cache stays as it was", exc)
     cache = session._cache
+    if cache is not None and cache.enabled() and _has_content(session):
+        cache.disable(NoCacheReason.Custom("request with content"))  # row C-15
     if cache is not None and cache.phase() is CachePhase.Uninit:
         session._phase = "cache_key_callback"
         try:
@@ -97,12 +100,18 @@ async def cache_stage(session: Session, filters: Filters, ctx: Any, conf: Server
         if filters.is_purge(session, ctx):
             await _purge(session, filters, ctx, conf)
             return True
+    permit, session._permit = session._permit, None
     if cache is None or not cache.enabled():
+        if permit is not None:  # those who wait for this request wait in vain
+            permit.release(LockStatus.TRANSIENT_ERROR)
         return False
-    if session._permit is not None:
-        permit, session._permit = session._permit, None
+    if permit is not None:
         cache.set_write_lock(permit)
     return await _look_up(session, filters, ctx, conf, cache)
+
+
+def _has_content(session: Session) -> bool:
+    return session.req_header().method in ("GET", "HEAD") and not session.is_body_empty()
 
 
 async def _purge(session: Session, filters: Filters, ctx: Any, conf: ServerConf) -> None:
@@ -127,11 +136,12 @@ async def _look_up(
     if not cache.cacheable_prediction():
         cache.bypass()
         return False
-    for _ in range(MAX_ROUNDS + 1):
+    waits = 0
+    while True:
         try:
             found = await _find(session, filters, ctx, cache)
         except ProxyError as exc:
-            if exc.esource is ErrorSource.DOWNSTREAM:
+            if session._phase != "cache_lookup":
                 raise
             warn("a look-up in the cache failed", exc)
             if cache.enabled():
@@ -141,10 +151,12 @@ async def _look_up(
             return False
         if found is not None:
             await _judge(session, filters, ctx, cache, *found)
+            if not cache.enabled():
+                return False
             if cache.phase() is CachePhase.Hit:
                 await serve_stored(session, filters, ctx, conf, cache)
                 return True
-            if cache.phase() is CachePhase.Stale:
+            if cache.phase() is CachePhase.Stale and cache.maybe_cache_meta() is not None:
                 if _may_serve_while_updating(session, filters, ctx, cache):
                     cache.set_stale_updating()
                     await serve_stored(session, filters, ctx, conf, cache)
@@ -154,6 +166,10 @@ async def _look_up(
         if not cache.is_cache_locked():
             _miss(session, filters, ctx)
             return False
+        if waits == MAX_ROUNDS:
+            cache.disable(NoCacheReason.CacheLockTimeout)
+            return False
+        waits += 1
         session._phase = "waiting for the cache lock"
         status = await cache.cache_lock_wait()
         if not status.retries():
@@ -163,8 +179,6 @@ async def _look_up(
                 else NoCacheReason.CacheLockTimeout
             )
             return False
-    cache.disable(NoCacheReason.CacheLockTimeout)
-    return False
 
 
 def _miss(session: Session, filters: Filters, ctx: Any) -> None:
@@ -189,6 +203,7 @@ async def _find(
             if variance is None or cache.cache_vary_lookup(variance, meta):
                 return found
             handler.close_now()
+            session._phase = "cache_lookup"
             found = await cache.cache_lookup()
             if found is None:
                 return None
@@ -225,7 +240,8 @@ async def _judge(
         except BaseException:
             handler.close_now()
             raise
-    cache.cache_found(meta, handler, status)
+    if cache.enabled():  # the filter may have switched it off
+        cache.cache_found(meta, handler, status)
 
 
 def _may_serve_while_updating(
@@ -529,6 +545,7 @@ class TapStream(UpstreamStream):
         strip_response(head)
         final = head.status >= 200 or head.status == 101
         if final and head.status >= 500 and self._prefers_stale(head.status):
+            cache.release_write_lock(NoCacheReason.UpstreamError)
             raise ServeStored
         confirmed = final and head.status == 304 and cache.phase() is CachePhase.Stale
         if filters.upstream_response_filter is not None:
@@ -584,11 +601,20 @@ class TapStream(UpstreamStream):
         """Ask `response_cache_filter`; its failure means that nothing is stored."""
         self._session._phase = "response_cache_filter"
         try:
-            verdict = self._filters.response_cache_filter(self._session, head, self._ctx)
+            verdict: RespCacheable = self._filters.response_cache_filter(
+                self._session, head, self._ctx
+            )
         except Exception as exc:
             warn("response_cache_filter failed, the response is not stored", exc)
             return NoCacheReason.StorageError
-        return verdict if isinstance(verdict, Cacheable) else verdict.reason
+        if not isinstance(verdict, Cacheable):
+            return verdict.reason
+        if head.facts is not None and head.facts.poisoned:  # row C-16
+            return NoCacheReason.OriginNotCache
+        sent = self._session._sent
+        if sent is not None and b"range" in sent.headers:  # row C-06
+            return NoCacheReason.Deferred
+        return verdict
 
     async def _admit(self, head: ResponseHeader) -> None:
         """Open the storage for a response, where it is to be stored."""
@@ -638,6 +664,8 @@ class TapStream(UpstreamStream):
         cache, session = self._cache, self._session
         verdict = self._verdict(head)
         if not isinstance(verdict, Cacheable):
+            if verdict == NoCacheReason.Deferred:
+                cache.disable(verdict)
             return
         facts = head.facts
         length = facts.content_length if facts is not None else None
@@ -775,12 +803,14 @@ class TapStream(UpstreamStream):
         What goes wrong from here on is the cache's matter alone.
         """
         self._client_done = True
+        if self.filling and not self._session.is_subrequest():
+            self._session.downstream_session.unwatch()
         try:
             while self.filling and not self._over:
                 if not self._pending:
                     self._pending = list(await self._inner.receive_batch())
                 while self._pending:
                     await self._content(self._pending.pop(0), [])
-        except ProxyError as exc:
+        except Exception as exc:  # of the origin, or of the filter of its content
             warn("the rest of a response did not come, nothing of it is kept", exc)
             self._cache.disable(NoCacheReason.UpstreamError)

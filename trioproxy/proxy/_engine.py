@@ -139,6 +139,20 @@ class _Nobody(ProxyHttp[None]):
 _NOBODY = _Nobody()
 
 
+def _let_go(session: Session) -> None:
+    """Give back what a session holds of the cache, as others may wait for it."""
+    if session._cache is not None:
+        session._cache.close()
+
+
+def _half_stored(cache: HttpCache) -> bool:
+    """Tell whether an attempt has begun to store its response."""
+    phase = cache.phase()
+    return phase is CachePhase.Expired or (
+        phase is CachePhase.Miss and cache.miss_handler() is not None
+    )
+
+
 class Engine:
     """Runs the exchanges of one proxy object."""
 
@@ -212,6 +226,7 @@ class Engine:
         finally:
             services.sessions -= 1
             if not over:
+                _let_go(session)
                 session.error = ProxyError.explain(
                     ErrorType.Custom("Cancelled"), "the session was cancelled"
                 ).into_in()
@@ -220,8 +235,8 @@ class Engine:
                 services.count_error(session.error)
             if services.on_record is not None:
                 services.on_record(self._record(session))
+            _let_go(session)
             if session._cache is not None:
-                session._cache.close()
                 services.count_cache(session._cache)
             if session.error is not None:
                 stream.blame = session.error.esource
@@ -229,6 +244,7 @@ class Engine:
 
     async def _out_of_time(self, session: Session, ctx: Any) -> None:
         """End what ``request_timeout`` has cancelled: 504 where nothing was sent, else a cut (T-08)."""
+        _let_go(session)
         stream = session.downstream_session
         stream.keepalive = None
         seconds = self._conf.request_timeout
@@ -283,19 +299,18 @@ class Engine:
             await self._fail(session, ctx, error, before_upstream=True)
             return error
         error_left = await self._attempts(session, ctx, nursery)
-        if session._cache is not None:
+        if error_left is not None and session._cache is not None:
             error_left = await self._without_origin(session, ctx, session._cache, error_left)
-        if error_left is not None:
-            session.downstream_session.keepalive = None
-            await self._fail(session, ctx, error_left, before_upstream=False)
+        if error_left is None:
+            return session.error  # of what was served from the cache, and answered there
+        session.downstream_session.keepalive = None
+        await self._fail(session, ctx, error_left, before_upstream=False)
         return error_left
 
     async def _without_origin(
-        self, session: Session, ctx: Any, cache: HttpCache, error: ProxyError | None
+        self, session: Session, ctx: Any, cache: HttpCache, error: ProxyError
     ) -> ProxyError | None:
         """Serve what is stored where the origin has failed, if it may be; return what error is left."""
-        if error is None:
-            return None
         if not session.response_started() and cache.can_serve_stale_error():
             session._phase = "should_serve_stale"
             try:
@@ -307,8 +322,9 @@ class Engine:
                     self._services.log.warning(
                         "what is stored is served: %s: %s", self._summary(session, ctx), error
                     )
+                    cache.release_write_lock(NoCacheReason.UpstreamError)
                     await serve_stored(session, self._filters, ctx, self._conf, cache)
-                    return session.error
+                    return None
         internal = error.esource is ErrorSource.INTERNAL
         cache.disable(NoCacheReason.InternalError if internal else NoCacheReason.UpstreamError)
         return error
@@ -356,6 +372,9 @@ class Engine:
                 return error
             # A stale connection, or one that refused this request, is not to be tried again.
             fresh = session._upstream is not None
+            cache = session._cache
+            if cache is not None and _half_stored(cache):
+                cache.disable(NoCacheReason.UpstreamError)
             self._services.retries += 1
             self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
         return error
@@ -583,6 +602,7 @@ class Engine:
 
     async def _client_left(self, session: Session, ctx: Any) -> None:
         """Tell the callbacks that the client is gone, shielded and bounded."""
+        _let_go(session)
         stream = session.downstream_session
         stream.keepalive = None
         error = session.error or stream.departure
