@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..semantics._cache_control import CacheControl as CacheControl
 from ..semantics._range import InvalidRange as InvalidRange
 from ..semantics._range import MultiRange as MultiRange
 from ..semantics._range import NoRange as NoRange
@@ -32,11 +33,15 @@ from ._policy import NoCacheReason as NoCacheReason
 from ._policy import RespCacheable as RespCacheable
 from ._policy import SharedPolicy as SharedPolicy
 from ._policy import Uncacheable as Uncacheable
+from ._policy import Verdict as Verdict
 from ._policy import resp_cacheable as resp_cacheable
 from ._predictor import Predictor as Predictor
 from ._shared import SharedCache as SharedCache
+from ._storage import Appended as Appended
+from ._storage import Created as Created
 from ._storage import HitHandler as HitHandler
 from ._storage import MissHandler as MissHandler
 from ._storage import PurgeType as PurgeType
 from ._storage import Storage as Storage
 from ._storage import StorageStatistics as StorageStatistics
+from ._storage import cache_tags as cache_tags
