@@ -30,12 +30,15 @@ from tests._support.recording import (
     CutError,
     Origins,
     Outcome,
+    Wire,
+    answers,
     chunked,
     cuts,
+    keeps,
     raises,
     returns,
 )
-from trioproxy import ErrorType, ProxyError, ResponseHeader, Session
+from trioproxy import CachingProxy, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
 from trioproxy.cache import (
     CacheKey,
     CacheLock,
@@ -44,10 +47,12 @@ from trioproxy.cache import (
     MemoryStorage,
     NoCacheReason,
     Predictor,
+    SharedCache,
     SingleRange,
     Storage,
     Uncacheable,
 )
+from trioproxy.cache._lock import WritePermit
 from trioproxy.cache._memory import MemoryHitHandler
 
 Hooks = dict[str, Callable[..., Any]]
@@ -1127,3 +1132,714 @@ async def test_callbacks_run_as_the_phase_table_says(row: Row, autojump_clock: M
     assert recorder.phases() == [row.phase]
     if row.stored is not None:
         assert stored_body(recorder.storage) == row.stored
+
+
+# -- those who wait for another one --------------------------------------------------------------
+
+READER = HIT
+PARTIAL_READER = [
+    *HIT[:-2],
+    "response_body_filter(b'hello', False)",
+    "response_body_filter(None, True)",
+    "logging",
+]
+UNCACHED = [*KEYED, *CONNECTED, "upstream_response_filter(200)", *NEWS, "logging"]
+
+
+@attrs.frozen
+class Wait:
+    """How a wait ends, and what becomes of who waited."""
+
+    name: str
+    #: What the writer's request gets, before and behind the moment when the reader waits.
+    steps: list[bytes | trio.Event | None]
+    expected: list[str]
+    phase: str
+    writer: str
+    #: Seconds until the writer's answer.
+    seconds: float = 1.0
+    wait_timeout: float | None = None
+    writer_leaves: bool = False
+    whole: bool = False
+
+
+WAITS = [
+    Wait("done, read while it is written", [HELLO], PARTIAL_READER, "hit", "miss"),
+    Wait("done, read when it is whole", [HELLO], READER, "hit", "miss", whole=True),
+    Wait(
+        "give up",
+        [response(cache="no-store")],
+        UNCACHED,
+        "disabled (CacheLockGiveUp)",
+        "disabled (OriginNotCache)",
+    ),
+    Wait("transient error", [None], MISS, "miss", "disabled (UpstreamError)"),
+    Wait("dangling", [HELLO], MISS, "miss", "miss", writer_leaves=True),
+    Wait(
+        "age timeout",
+        [HELLO],
+        MISS,
+        "miss",
+        "miss",
+        seconds=30,
+    ),
+    Wait(
+        "wait timeout",
+        [HELLO],
+        UNCACHED,
+        "disabled (CacheLockTimeout)",
+        "miss",
+        seconds=10,
+        wait_timeout=5,
+    ),
+]
+
+
+@pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.name)
+async def test_a_reader_behind_a_lock_goes_on_by_what_the_writer_says(
+    wait: Wait, autojump_clock: MockClock
+) -> None:
+    go = trio.Event()
+    steps = Steps([[go, *wait.steps], [HELLO]])
+    recorder = CacheRecorder(
+        storage=memory(whole=wait.whole), lock=CacheLock(20), wait_timeout=wait.wait_timeout
+    )
+
+    async with open_cache(recorder, steps.origin()) as gateway:
+        writer = gateway.connect()
+        await writer.send(GET)
+        await settled()
+        reader = gateway.connect()
+        await reader.send(GET)
+        await settled()
+        assert len(steps.asked) == 1
+        assert recorder.of_request(1) == KEYED
+        if wait.writer_leaves:
+            writer.close()
+        else:
+            await trio.sleep(wait.seconds)
+        go.set()
+        message = await reader.message()
+
+    assert (message.status, message.body) == (200, b"hello")
+    assert recorder.of_request(1) == wait.expected
+    by_ctx = {call.ctx.number: str(call.args["phase"]) for call in recorder.of("logging")}
+    assert by_ctx == {0: wait.writer, 1: wait.phase}
+    assert len(steps.asked) == (1 if wait.phase == "hit" else 2)
+
+
+async def test_a_reader_waits_four_times_and_then_goes_uncached(autojump_clock: MockClock) -> None:
+    waits = 0
+
+    class Unlucky(CacheLock):
+        """Somebody else always comes first, and fails at once."""
+
+        def lock(self, key: CacheKey, *, stale_writer: bool = False) -> Any:
+            nonlocal waits
+            permit = super().lock(key)
+            handle = super().lock(key)
+            assert isinstance(permit, WritePermit)
+            permit.drop()
+            waits += 1
+            return handle
+
+    recorder = CacheRecorder(lock=Unlucky(60))
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).status == 200
+
+    assert waits == 5  # one for each look-up, of which the last does not wait
+    assert recorder.shown() == UNCACHED
+    assert recorder.phases() == ["disabled (CacheLockTimeout)"]
+
+
+async def test_a_stale_reader_waits_where_nothing_stale_is_to_be_served(
+    autojump_clock: MockClock,
+) -> None:
+    go = trio.Event()
+    steps = Steps([[BEHIND], [go, HELLO]])
+    recorder = CacheRecorder(storage=memory(whole=True))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        writer = gateway.connect()
+        await writer.send(GET)
+        await settled()
+        reader = gateway.connect()
+        await reader.send(GET)
+        await settled()
+        assert recorder.of_request(2) == [*STALE, "should_serve_stale(None)"]
+        go.set()
+        assert (await reader.message()).body == b"hello"
+        assert (await writer.message()).body == b"hello"
+
+    assert recorder.of_request(2) == [
+        *STALE,
+        "should_serve_stale(None)",
+        "cache_vary_filter",
+        "cache_hit_filter(True)",
+        *FIT,
+        *STORED,
+        "logging",
+    ]
+    assert recorder.phases() == ["miss", "expired", "hit"]
+
+
+async def test_what_is_forced_to_be_a_miss_after_a_wait_is_fetched_anew(
+    autojump_clock: MockClock,
+) -> None:
+    go = trio.Event()
+    steps = Steps([[TAGGED], [go, None], [TAGGED]])
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        writer = gateway.connect()
+        await writer.send(GET)
+        await settled()
+        reader = gateway.connect()
+        await reader.send(GET)
+        await settled()
+        recorder.hooks["cache_hit_filter"] = returns(ForcedFreshness.FORCE_MISS)
+        go.set()
+        assert (await writer.message()).status == 502
+        assert (await reader.message()).body == b"hello"
+
+    assert steps.asked[2].get("if-none-match") is None
+    assert recorder.of_request(2) == [
+        *STALE,
+        "cache_vary_filter",
+        "cache_hit_filter(False)",
+        *MISS[len(KEYED) :],
+    ]
+
+
+async def test_a_writer_that_serves_stale_for_an_error_lets_go_of_the_lock(
+    autojump_clock: MockClock,
+) -> None:
+    steps = Steps([[INSTEAD], [BUSY], [HELLO]])
+
+    async def slowly(*_args: object) -> None:
+        await trio.sleep(1000)
+
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        recorder.hooks["response_filter"] = slowly
+        writer = gateway.connect()
+        await writer.send(GET)
+        await settled()
+        del recorder.hooks["response_filter"]
+        started = trio.current_time()
+        assert (await gateway.exchange(GET)).body == b"hello"
+        assert trio.current_time() == started
+
+    assert recorder.phases()[1] == "expired"
+
+
+# -- in the background ---------------------------------------------------------------------------
+
+SERVES = {"should_serve_stale": returns(True)}
+STALE_HIT = [*STALE, "should_serve_stale(None)", *FIT, *STORED, "logging"]
+
+
+async def test_a_stale_response_is_served_while_a_request_in_the_background_renews_it(
+    autojump_clock: MockClock,
+) -> None:
+    go = trio.Event()
+    steps = Steps([[BEHIND], [go, response('ETag: "2"')]])
+    recorder = CacheRecorder(hooks=dict(SERVES))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        first = await gateway.exchange(GET)
+        assert first.get("age") == "100"
+        await settled()
+        assert recorder.of_request(1) == STALE_HIT
+        assert gateway.services.background == 1
+        # The next one reads the lock, and need not wait for it.
+        await gateway.exchange(GET)
+        await settled()
+        assert recorder.of_request(3) == STALE_HIT
+        assert len(steps.asked) == 2
+        go.set()
+        await settled()
+        assert gateway.services.background == 0
+        last = await gateway.exchange(GET)
+        assert last.get("etag") == '"2"'
+
+    # The whole of a request, that takes the permit over.
+    assert recorder.of_request(2) == [*STALE, *CONNECTED, *ADMIT, *NEWS, "logging"]
+    ends = {call.ctx.number: str(call.args["phase"]) for call in recorder.of("logging")}
+    assert ends == {0: "miss", 1: "stale-updating", 2: "expired", 3: "stale-updating", 4: "hit"}
+    assert recorder.of("logging")[3].args["session"].is_subrequest()
+
+
+async def test_a_request_in_the_background_asks_with_the_validators(
+    autojump_clock: MockClock,
+) -> None:
+    steps = Steps([[response('ETag: "1"', cache="max-age=60, stale-while-revalidate=3600")]])
+    steps.steps.append([NOT_MODIFIED])
+    recorder = CacheRecorder(hooks=dict(SERVES))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        await gateway.exchange(get("/path", "X-Mine: 1", method="HEAD"), bodiless=True)
+        await settled()
+        assert [str(phase) for phase in recorder.phases()] == [
+            "miss",
+            "stale-updating",
+            "revalidated",
+        ]
+        assert (await gateway.exchange(GET)).get("age") == "0"
+
+    asked = steps.asked[1]
+    assert asked.start == b"GET /path HTTP/1.1"
+    assert (asked.get("if-none-match"), asked.get("x-mine")) == ('"1"', "1")
+
+
+@pytest.mark.parametrize("reason", ["too many", "draining", "no nursery"])
+async def test_without_a_request_in_the_background_the_writer_asks_itself(
+    reason: str, autojump_clock: MockClock
+) -> None:
+    recorder = CacheRecorder(hooks=dict(SERVES))
+    async with open_cache(recorder, Steps([[BEHIND]]).origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        services = gateway.services
+        if reason == "too many":
+            services.background = services.conf.max_background_requests
+        elif reason == "draining":
+            services.draining = True
+        else:
+            services.nursery = None
+        await gateway.exchange(GET)
+        if reason == "too many":
+            services.background = 0
+
+    assert recorder.of_request(1) == [
+        *STALE,
+        "should_serve_stale(None)",
+        *CONNECTED,
+        *ADMIT,
+        *NEWS,
+        "logging",
+    ]
+
+
+async def test_a_request_in_the_background_that_fails_leaves_what_is_stored(
+    autojump_clock: MockClock,
+) -> None:
+    steps = Steps([[BEHIND], [None], [HELLO]])
+    recorder = CacheRecorder(hooks=dict(SERVES))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        await gateway.exchange(GET)
+        await settled()
+        assert recorder.of_request(2)[-1] == "logging(ConnectionClosed)"
+        # Its permit is free again.
+        assert (await gateway.exchange(GET)).get("age") == "100"
+        await settled()
+
+    assert recorder.of_request(3) == STALE_HIT
+    assert recorder.phases()[-1] == "expired"
+
+
+async def test_a_request_in_the_background_that_does_not_cache_lets_go_of_the_permit_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    go = trio.Event()
+    steps = Steps([[BEHIND], [go, HELLO]])
+    recorder = CacheRecorder(hooks=dict(SERVES))
+
+    def only_for_clients(session: Session, _ctx: object) -> None:
+        if not session.is_subrequest():
+            recorder.enable(session)
+
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        recorder.hooks["request_cache_filter"] = only_for_clients
+        await gateway.exchange(GET)
+        await settled()
+        assert recorder.lock is not None
+        assert (len(steps.asked), recorder.lock.statistics().held) == (2, 0)
+        go.set()
+
+
+async def test_a_request_in_the_background_is_bounded_in_time(autojump_clock: MockClock) -> None:
+    never = trio.Event()
+    steps = Steps([[BEHIND], [never]])
+    recorder = CacheRecorder(hooks=dict(SERVES))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        await gateway.exchange(GET)
+        await trio.sleep(gateway.services.conf.background_timeout + 1)
+        assert gateway.services.background == 0
+        never.set()
+
+
+# -- variants ------------------------------------------------------------------------------------
+
+
+def varied(name: str, body: bytes, *fields: str) -> bytes:
+    return response(f"Vary: {name}", *fields, body=body)
+
+
+EN = get("/path", "Accept-Language: en")
+DE = get("/path", "Accept-Language: de")
+
+
+async def test_a_second_variant_is_stored_beside_the_first(autojump_clock: MockClock) -> None:
+    steps = Steps([[varied("Accept-Language", b"hello")], [varied("Accept-Language", b"hallo")]])
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        bodies = [(await gateway.exchange(each)).body for each in (EN, DE, EN, DE)]
+
+    assert bodies == [b"hello", b"hallo"] * 2
+    assert recorder.phases() == ["miss", "miss", "hit", "hit"]
+    # The primary slot has the other variant, so that there is no hit filter for it.
+    assert recorder.of_request(1)[: len(KEYED) + 2] == [*KEYED, "cache_vary_filter", "cache_miss"]
+    # The second look-up is not asked for the variant again.
+    assert recorder.of_request(3)[: len(KEYED) + 3] == [
+        *KEYED,
+        "cache_vary_filter",
+        "cache_hit_filter(True)",
+        *FIT[:1],
+    ]
+    assert sorted(stored_body(recorder.storage)) == [b"hallo", b"hello"]
+
+
+async def test_a_vary_that_changes_takes_the_primary_slot_and_ends_the_variants(
+    autojump_clock: MockClock,
+) -> None:
+    steps = Steps(
+        [
+            [varied("Accept-Language", b"hello")],
+            [varied("Accept-Language", b"hallo")],
+            [varied("Accept-Language, X-Other", b"salut")],
+            [varied("Accept-Language, X-Other", b"again")],
+        ]
+    )
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(EN)
+        await gateway.exchange(DE)
+        await trio.sleep(1)
+        fr = get("/path", "Accept-Language: fr")
+        assert (await gateway.exchange(fr)).body == b"salut"
+        assert (await gateway.exchange(fr)).body == b"salut"
+        # The variant from before is older than what the primary slot says now.
+        assert (await gateway.exchange(DE)).body == b"again"
+
+    assert recorder.phases() == ["miss", "miss", "miss", "hit", "miss"]
+
+
+async def test_a_purge_of_the_resource_ends_all_its_variants(autojump_clock: MockClock) -> None:
+    steps = Steps([[varied("Accept-Language", b"hello")], [varied("Accept-Language", b"hallo")]])
+    recorder = CacheRecorder()
+    key = returns_key()
+    recorder.hooks["cache_key_callback"] = key
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(EN)
+        await gateway.exchange(DE)
+        await trio.sleep(1)
+        assert (await gateway.exchange(get(method="PURGE"))).status == 200
+        await gateway.exchange(EN)
+        await gateway.exchange(DE)
+
+    assert recorder.phases() == ["miss", "miss", "key", "miss", "miss"]
+
+
+def returns_key() -> Callable[..., CacheKey]:
+    return lambda *_args: CacheKey(b"test", b"one")
+
+
+async def test_a_stale_variant_is_revalidated_in_its_own_slot(autojump_clock: MockClock) -> None:
+    steps = Steps(
+        [
+            [varied("Accept-Language", b"hello", 'ETag: "e"')],
+            [varied("Accept-Language", b"hallo", 'ETag: "d"')],
+            [b'HTTP/1.1 304 Not Modified\r\nETag: "d"\r\nCache-Control: max-age=60\r\n\r\n'],
+        ]
+    )
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(EN)
+        await gateway.exchange(DE)
+        await trio.sleep(LATER)
+        assert (await gateway.exchange(DE)).body == b"hallo"
+        assert (await gateway.exchange(DE)).body == b"hallo"
+
+    assert steps.asked[2].get("if-none-match") == '"d"'
+    assert recorder.phases() == ["miss", "miss", "revalidated", "hit"]
+
+
+async def test_variants_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
+    go = trio.Event()
+    steps = Steps(
+        [
+            [varied("Accept-Language", b"hello")],
+            [go, varied("Accept-Language", b"hallo")],
+            [varied("Accept-Language", b"salut")],
+        ]
+    )
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(EN)
+        slow = gateway.connect()
+        await slow.send(DE)
+        await settled()
+        fr = get("/path", "Accept-Language: fr")
+        assert (await gateway.exchange(fr)).body == b"salut"
+        go.set()
+        assert (await slow.message()).body == b"hallo"
+
+
+# -- the predictor -------------------------------------------------------------------------------
+
+
+async def test_the_predictor_learns_and_forgets(autojump_clock: MockClock) -> None:
+    no_store = response(cache="no-store")
+    steps = Steps([[no_store], [no_store], [HELLO], [HELLO]])
+    recorder = CacheRecorder(predictor=Predictor(8))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        for _ in range(4):
+            assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert recorder.phases() == ["disabled (OriginNotCache)", "bypass", "miss", "hit"]
+    assert recorder.of_request(1) == [*KEYED, *CONNECTED, *UNCACHEABLE, *NEWS, "logging"]
+
+
+async def test_what_was_too_large_is_counted_until_it_fits(autojump_clock: MockClock) -> None:
+    def of(body: bytes) -> bytes:
+        head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return head + chunked(body)
+
+    steps = Steps([[of(b"longer")], [of(b"longer")], [of(b"four")], [of(b"four")]])
+    recorder = CacheRecorder(predictor=Predictor(8), max_file_size=4)
+    async with open_cache(recorder, steps.origin()) as gateway:
+        bodies = [(await gateway.exchange(GET)).body for _ in range(5)]
+
+    assert bodies == [b"longer", b"longer", b"four", b"four", b"four"]
+    assert recorder.phases() == [
+        "disabled (ResponseTooLarge)",
+        "disabled (PredictedResponseTooLarge)",
+        "disabled (PredictedResponseTooLarge)",
+        "miss",
+        "hit",
+    ]
+
+
+async def test_a_lookup_of_what_is_predicted_is_not_done(autojump_clock: MockClock) -> None:
+    recorder = CacheRecorder(storage=broken("lookup"), predictor=predicted())
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        await gateway.exchange(GET)
+
+    session = recorder.the("logging").args["session"]
+    assert session.cache.lookup_duration() is None
+
+
+# -- what comes besides --------------------------------------------------------------------------
+
+
+async def test_a_304_reaches_the_client_before_the_whole_is_stored(
+    autojump_clock: MockClock,
+) -> None:
+    go = trio.Event()
+    steps = Steps([[TAGGED[:-5], go, b"hello"]])
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        response = await gateway.exchange(get("/path", 'If-None-Match: "1"'))
+        assert response.status == 304
+        assert stored_body(recorder.storage) == []
+        go.set()
+        await settled()
+        assert stored_body(recorder.storage) == [b"hello"]
+
+    assert recorder.the("logging").args["e"] is None
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_client_that_has_all_it_wants_may_leave_while_the_rest_is_stored(
+    whole: bool, autojump_clock: MockClock
+) -> None:
+    go = trio.Event()
+    steps = Steps([[HELLO[:-5], go, b"hello"]])
+    recorder = CacheRecorder(storage=memory(whole=whole))
+    async with open_cache(recorder, steps.origin()) as gateway:
+        client = gateway.connect()
+        await client.send(get(method="HEAD"))
+        assert (await client.message(bodiless=True)).status == 200
+        client.close()
+        await settled()
+        go.set()
+        await settled()
+        assert stored_body(recorder.storage) == [b"hello"]
+
+    assert recorder.the("logging").args["e"] is None
+
+
+async def test_the_connection_of_a_304_is_used_again(autojump_clock: MockClock) -> None:
+    quick = TAGGED.replace(b"max-age=60", b"max-age=1")
+    steps = Steps([[quick], [NOT_MODIFIED.replace(b"max-age=60", b"max-age=1")]])
+    recorder = CacheRecorder()
+    async with open_cache(recorder, steps.origin()) as gateway:
+        for _ in range(4):
+            await gateway.exchange(GET)
+            await trio.sleep(2)
+        assert gateway.connector.asked == [ORIGIN.name]
+
+    assert recorder.phases() == ["miss", "revalidated", "revalidated", "revalidated"]
+
+
+async def test_an_attempt_that_is_repeated_leaves_nothing_of_the_first_in_the_store(
+    autojump_clock: MockClock,
+) -> None:
+    def again(_peer: object, _session: Session, e: ProxyError, ctx: Any, _r: bool) -> ProxyError:
+        e.set_retry(ctx.attempts < 2)
+        return e
+
+    def fails_once(*_args: object) -> None:
+        if len(recorder.of("response_filter")) == 1:
+            raise teapot()
+
+    recorder = CacheRecorder(hooks={"error_while_proxy": again})
+    recorder.hooks["response_filter"] = fails_once
+    async with open_cache(recorder, Steps([[HELLO]]).origin()) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+        assert stored_body(recorder.storage) == []
+
+    assert recorder.the("logging").args["e"] is None
+    assert recorder.phases() == ["disabled (UpstreamError)"]
+
+
+async def test_trailers_go_by_a_cache_that_stores_the_rest(autojump_clock: MockClock) -> None:
+    head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
+    origin = answers(head + chunked(b"hello", trailers=b"X-Sum: 1\r\n"))
+    recorder = CacheRecorder()
+    async with open_cache(recorder, origin) as gateway:
+        assert (await gateway.exchange(GET)).trailers == [(b"x-sum", b"1")]
+        assert (await gateway.exchange(GET)).trailers == []
+
+    assert recorder.of_request(0)[-6:] == [
+        "response_body_filter(b'hello', False)",
+        "upstream_response_body_filter(None, True)",
+        "response_body_filter(None, True)",
+        "upstream_response_trailer_filter",
+        "response_trailer_filter",
+        "logging",
+    ]
+
+
+async def test_what_the_upstreams_filters_write_is_stored_and_the_clients_is_not(
+    autojump_clock: MockClock,
+) -> None:
+    async def upstream(_session: Session, head: ResponseHeader, _ctx: object) -> None:
+        head.headers.set("X-Up", "1")
+
+    async def downstream(_session: Session, head: ResponseHeader, _ctx: object) -> None:
+        head.headers.set("X-Down", str(len(recorder.of("response_filter"))))
+
+    def shout(_session: Session, body: Any, _end: bool, _ctx: object) -> None:
+        body.data = (body.data or b"").upper()
+
+    def turn(_session: Session, body: Any, _end: bool, _ctx: object) -> None:
+        body.data = (body.data or b"")[::-1]
+
+    recorder = CacheRecorder(
+        hooks={
+            "upstream_response_filter": upstream,
+            "response_filter": downstream,
+            "upstream_response_body_filter": shout,
+            "response_body_filter": turn,
+        }
+    )
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        first = await gateway.exchange(GET)
+        second = await gateway.exchange(GET)
+
+    assert first.body == second.body == b"OLLEH"
+    assert stored_body(recorder.storage) == [b"HELLO"]
+    assert (first.get("x-up"), second.get("x-up")) == ("1", "1")
+    assert (first.get("x-down"), second.get("x-down")) == ("1", "2")
+
+
+async def test_the_origin_gets_a_request_that_can_fill_the_cache(autojump_clock: MockClock) -> None:
+    asked: list[Any] = []
+    recorder = CacheRecorder()
+    async with open_cache(recorder, keeps(asked, HELLO)) as gateway:
+        conditions = [
+            "If-Match: *",
+            'If-None-Match: "x"',
+            "If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT",
+            "If-Unmodified-Since: Thu, 01 Jan 2060 00:00:00 GMT",
+            'If-Range: "x"',
+            "Range: bytes=0-1",
+            "X-Mine: 1",
+        ]
+        await gateway.exchange(get("/path", *conditions, method="HEAD"), bodiless=True)
+
+    assert asked[0].start == b"GET /path HTTP/1.1"
+    assert {name for name, _ in asked[0].fields} == {b"host", b"x-mine"}
+
+
+async def test_a_bypassed_request_goes_as_it_is(autojump_clock: MockClock) -> None:
+    asked: list[Any] = []
+    recorder = CacheRecorder(predictor=predicted())
+    async with open_cache(recorder, keeps(asked, response(body=b""))) as gateway:
+        await gateway.exchange(get("/path", "Range: bytes=0-1", method="HEAD"), bodiless=True)
+
+    assert asked[0].start == b"HEAD /path HTTP/1.1"
+    assert asked[0].get("range") == "bytes=0-1"
+
+
+@pytest.mark.parametrize("found", [False, True])
+async def test_a_request_that_wants_only_what_is_stored_is_not_sent_on(
+    found: bool, autojump_clock: MockClock
+) -> None:
+    class Proxy(CachingProxy[None]):
+        def new_ctx(self) -> None:
+            return None
+
+        async def upstream_peer(self, session: Session, ctx: None) -> HttpPeer:
+            return ORIGIN
+
+    steps = Steps([[HELLO]])
+    proxy = Proxy(shared_cache=SharedCache(storage=memory()))
+    async with open_cache(proxy, steps.origin()) as gateway:
+        if found:
+            await gateway.exchange(GET)
+        message = await gateway.exchange(get("/path", "Cache-Control: only-if-cached"))
+
+    assert message.status == (200 if found else 504)
+    assert len(steps.asked) == found
+
+
+async def test_an_upgrade_goes_through_with_the_cache_on(autojump_clock: MockClock) -> None:
+    async def origin(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+        )
+        while await wire.more():
+            await wire.send(bytes(wire.buffer))
+            wire.buffer.clear()
+
+    recorder = CacheRecorder()
+    async with open_cache(recorder, origin) as gateway:
+        client = gateway.connect()
+        await client.send(get("/path", "Connection: upgrade", "Upgrade: echo"))
+        assert (await client.head()).status == 101
+        await client.send(b"ping")
+        while bytes(client.buffer) != b"ping":
+            assert await client.more()
+        client.close()
+        await gateway.ended()
+
+    assert stored_body(recorder.storage) == []
+    names = recorder.names()
+    assert names.count("upstream_response_body_filter") >= 1
+    assert names[-1] == "logging"

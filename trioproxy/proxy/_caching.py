@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._clock import wall_time
+from .._clock import http_date, wall_time
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._messages import (
     END,
@@ -689,6 +689,8 @@ class TapStream(UpstreamStream):
         """Take a 304 for what is stored (trait 8.9, decision 32)."""
         cache = self._cache
         merged = merge_not_modified(cache.cache_meta().header, head)
+        if b"date" not in head.headers:  # the stored one would make it as old as before
+            merged.headers.set(b"Date", http_date())
         self._session._not_modified = head
         self._session._phase = "response_cache_filter"
         try:

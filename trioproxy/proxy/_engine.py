@@ -483,7 +483,7 @@ class Engine:
             self._services.log.info("ignored during caching: %s", exc)
             session.downstream_session.keepalive = None
             first = None
-        if tap is not None:
+        if tap is not None and first is None:
             await tap.finish_fill()
         if first is not None:
             # A tunnel has limits of its own (row T-05).
