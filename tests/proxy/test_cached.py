@@ -62,7 +62,10 @@ FRESH = says("Cache-Control: max-age=60")
 TAGGED = says("Cache-Control: max-age=60", 'ETag: "v1"')
 DATED = says("Cache-Control: max-age=60", f"Last-Modified: {LONG_AGO}")
 UNCHANGED = says("Cache-Control: max-age=60", 'ETag: "v1"', status="304 Not Modified", body=None)
+GONE_FOR_GOOD = says("Cache-Control: max-age=60", status="410 Gone", body="gone")
 OTHER = says("Cache-Control: max-age=60", body="two")
+NEWER = says("Cache-Control: max-age=60", 'ETag: "v2"', body="two")
+VARIES = says("Cache-Control: max-age=60", "Vary: Foo", 'ETag: "v1"')
 WHILE = says("Cache-Control: max-age=60, stale-while-revalidate=60", 'ETag: "v1"')
 HIT = Ask(None)
 
@@ -191,6 +194,35 @@ ROWS: dict[str, list[Ask]] = {
         Ask(UNCHANGED, 304, b"", after=60, fields=('If-None-Match: "v1"',)),
         HIT,
     ],
+    "a client's newer tag on what is stale": [
+        Ask(TAGGED),
+        Ask(
+            NEWER,
+            304,
+            b"",
+            after=60,
+            fields=('If-None-Match: "v2"',),
+            asks={"if-none-match": '"v1"'},
+        ),
+        Ask(None, body=b"two"),
+    ],
+    "conditions and ranges only of a 200": [
+        Ask(GONE_FOR_GOOD, 410, b"gone"),
+        Ask(None, 410, b"gone", fields=("If-None-Match: *", "Range: bytes=0-0")),
+    ],
+    "what was learnt of a key is unlearnt": [
+        Ask(says("Cache-Control: private")),
+        Ask(
+            says("Content-Range: bytes 0-0/3", status="206 P", body="o"),
+            206,
+            b"o",
+            fields=("Range: bytes=0-0",),
+            asks={"range": "bytes=0-0"},
+        ),
+        Ask(UNCHANGED, 304, b"", fields=('If-None-Match: "v1"',), asks={"if-none-match": '"v1"'}),
+        Ask(FRESH),
+        HIT,
+    ],
     "a part of a hit": [
         Ask(TAGGED),
         Ask(
@@ -211,6 +243,12 @@ ROWS: dict[str, list[Ask]] = {
     "no part from the origin": [
         Ask(says("Cache-Control: max-age=60", "Content-Range: bytes 0-2/9", status="206 P"), 206),
         Ask(OTHER, body=b"two"),
+    ],
+    "a part of what was stale": [
+        Ask(TAGGED),
+        Ask(UNCHANGED, 206, b"n", after=60, fields=("Range: bytes=1-1",), asks={"range": None}),
+        Ask(NEWER, 206, b"w", after=60, fields=("Range: bytes=1-1",), asks={"range": None}),
+        Ask(None, body=b"two"),
     ],
     "HEAD from a stored GET": [
         Ask(TAGGED),
@@ -257,6 +295,19 @@ ROWS: dict[str, list[Ask]] = {
         Ask(None, fields=("Cache-Control: only-if-cached",)),
         Ask(None, 504, None, after=60, fields=("Cache-Control: only-if-cached",)),
     ],
+    "only-if-cached asks no origin, whatever was learnt of the key": [
+        Ask(says("Cache-Control: no-store")),
+        Ask(None, 504, None, fields=("Cache-Control: only-if-cached",)),
+        Ask(WHILE),
+        Ask(None, after=70, fields=("Cache-Control: only-if-cached",)),
+        Ask(None, 504, None, after=50, fields=("Cache-Control: only-if-cached",)),
+    ],
+    "no-cache takes nothing stale, even while it is renewed or for an origin that is gone": [
+        Ask(WHILE),
+        Ask(GONE, 502, b"", fields=("Cache-Control: no-cache",)),
+        HIT,
+        Ask(UNCHANGED, after=70, fields=("Cache-Control: no-cache",)),
+    ],
     "stale-while-revalidate is not for who says max-age": [
         Ask(WHILE),
         Ask(UNCHANGED, after=70, fields=("Cache-Control: max-age=100",)),
@@ -293,6 +344,15 @@ ROWS: dict[str, list[Ask]] = {
         Ask(GONE, 502, b"", after=60),
     ],
     "never after a day": [Ask(TAGGED), Ask(GONE, 502, b"", after=86400 + 61)],
+    "a part of what is stale, for an origin that is gone": [
+        Ask(TAGGED),
+        Ask(GONE, 206, b"n", after=60, fields=("Range: bytes=1-1",)),
+    ],
+    "another answer takes the place of what is stale": [
+        Ask(TAGGED),
+        Ask(GONE_FOR_GOOD, 410, b"gone", after=60),
+        Ask(None, 410, b"gone"),
+    ],
     # -- variants
     "variants by the field that Vary names": [
         Ask(says("Cache-Control: max-age=60", "Vary: Foo"), fields=("Foo: 1",)),
@@ -304,6 +364,29 @@ ROWS: dict[str, list[Ask]] = {
         Ask(None, fields=("Foo: 1",)),
         Ask(None, body=b"two", fields=("Foo: 2",)),
         Ask(says("Vary: Foo", body="three"), body=b"three"),
+    ],
+    "each variant is validated by itself": [
+        Ask(VARIES, fields=("Foo: 1",)),
+        Ask(VARIES.replace(b"one", b"two").replace(b"v1", b"v2"), body=b"two", fields=("Foo: 2",)),
+        Ask(
+            UNCHANGED.replace(b"v1", b"v2"),
+            body=b"two",
+            after=60,
+            fields=("Foo: 2",),
+            asks={"if-none-match": '"v2"'},
+        ),
+        Ask(None, body=b"two", fields=("Foo: 2",)),
+        Ask(UNCHANGED, fields=("Foo: 1",), asks={"if-none-match": '"v1"'}),
+        Ask(None, fields=("Foo: 1",)),
+        Ask(None, body=b"two", fields=("Foo: 2",)),
+    ],
+    "a change takes all variants": [
+        Ask(VARIES, fields=("Foo: 1",)),
+        Ask(VARIES.replace(b"one", b"two"), body=b"two", fields=("Foo: 2",)),
+        Ask(says(), method="PUT", after=1),
+        Ask(VARIES, fields=("Foo: 1",)),
+        Ask(VARIES.replace(b"one", b"new"), body=b"new", fields=("Foo: 2",)),
+        Ask(None, fields=("Foo: 1",)),
     ],
     "Vary: * is never reused": [
         Ask(says("Cache-Control: max-age=60", "Vary: *")),
@@ -344,6 +427,7 @@ ROWS: dict[str, list[Ask]] = {
         HIT,
         Ask(OTHER, body=b"two", method="POST"),
     ],
+    "a method that changes nothing": [Ask(FRESH), Ask(says(), method="OPTIONS"), HIT],
     "a query is part of the key": [Ask(FRESH), Ask(OTHER, body=b"two", path="/a?b")],
     # -- fields
     "fields of one hop are not stored": [
@@ -481,3 +565,31 @@ async def test_a_stale_response_is_served_while_it_is_renewed(
             clock.now += 60
             # It has no window of its own: nobody gets it stale.
             await check(Ask(FRESH), gateway, origin)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+async def test_an_origin_that_closes_a_pooled_connection_costs_no_request(method: str) -> None:
+    asked: list[tuple[int, bytes]] = []
+    content = b"abc" if method == "PUT" else b""
+
+    async def closes_on_reuse(wire: Wire) -> None:
+        asked.append((wire.number, (await wire.message()).body))
+        await wire.send(says())
+        asked.append((wire.number, (await wire.message()).body))
+
+    async def serves(wire: Wire) -> None:
+        asked.append((wire.number, (await wire.message()).body))
+        await wire.send(says())
+        await wire.more()
+
+    shared = SharedCache(storage=MemoryStorage(2**20))
+    outcomes = {ORIGIN.name: [closes_on_reuse, serves]}
+    async with open_gateway(Cached(shared_cache=shared), outcomes) as gateway:
+        await gateway.exchange(Ask(None, path="/warm").request())
+        fields = (
+            f"Host: site.test\r\nContent-Length: {len(content)}" if content else "Host: site.test"
+        )
+        request = f"{method} /a HTTP/1.1\r\n{fields}\r\n\r\n".encode() + content
+        response = await gateway.exchange(request, bodiless=method == "HEAD")
+        assert response.status == 200
+        assert asked == [(0, b""), (0, content), (1, content)]

@@ -29,7 +29,7 @@ class CachingProxy(ProxyHttp[CtxT]):
     """A trait whose cache callbacks do all that RFC 9111 lets a shared cache do.
 
     Subclass it in place of `ProxyHttp` and give it a `trioproxy.cache.SharedCache`. It overrides
-    `request_cache_filter`, `cache_key_callback`, `cache_hit_filter`, `cache_miss`,
+    `request_cache_filter`, `cache_key_callback`, `cache_hit_filter`, `ProxyHttp.cache_miss`,
     `response_cache_filter`, `cache_vary_filter`, `should_serve_stale`, `upstream_response_filter`
     (for what an unsafe method makes worthless) and `response_filter` (for Cache-Status, RFC 9211):
     where you override one of them too, call ``super()``.
@@ -50,7 +50,9 @@ class CachingProxy(ProxyHttp[CtxT]):
             return
         if request.method != "POST" and not session.is_body_empty():
             return  # row C-15
-        alone = request.method == "POST"
+        # A POST leaves something at most, and who wants only what is stored fetches nothing: they
+        # neither wait for others nor have others wait, and are looked up whatever was predicted.
+        alone = request.method == "POST" or self._only_if_cached(request)
         session.cache.enable(
             shared.storage,
             predictor=None if alone else shared.predictor,
@@ -76,9 +78,12 @@ class CachingProxy(ProxyHttp[CtxT]):
         """Hold what was found to what the client asks for (RFC 9111 section 5.2.1)."""
         assert self.shared_cache is not None
         now = wall_time()
-        verdict = self.shared_cache.policy.reuse(session.req_header(), meta, now=now)
+        request = session.req_header()
+        verdict = self.shared_cache.policy.reuse(request, meta, now=now)
         if verdict in (Verdict.FRESH, Verdict.STALE_ALLOWED):
             return None if is_fresh else ForcedFreshness.FORCE_FRESH
+        if verdict is Verdict.REVALIDATE_BEHIND and self._only_if_cached(request):
+            return ForcedFreshness.FORCE_FRESH  # and nothing is fetched behind it
         if verdict in (Verdict.MISS, Verdict.ONLY_IF_CACHED):
             return ForcedFreshness.FORCE_MISS
         if verdict is Verdict.REFUSED or is_fresh:
@@ -89,12 +94,17 @@ class CachingProxy(ProxyHttp[CtxT]):
 
     def cache_miss(self, session: Session, ctx: CtxT) -> None:
         """Go on to the origin, unless the client wants only what is stored: 504."""
-        assert self.shared_cache is not None
-        if self.shared_cache.policy.honour_request:
-            asked = CacheControl.of(session.req_header().headers)
-            if asked is not None and asked.only_if_cached:
-                raise ProxyError.status(504, "only-if-cached, and nothing fits")
+        if self._only_if_cached(session.req_header()):
+            raise ProxyError.status(504, "only-if-cached, and nothing fits")
         session.cache.cache_miss()
+
+    def _only_if_cached(self, request: RequestHeader) -> bool:
+        """Tell whether a client wants only what is stored (RFC 9111 section 5.2.1.7)."""
+        assert self.shared_cache is not None
+        if not self.shared_cache.policy.honour_request:
+            return False
+        asked = CacheControl.of(request.headers)
+        return asked is not None and asked.only_if_cached
 
     def response_cache_filter(
         self, session: Session, resp: ResponseHeader, ctx: CtxT
