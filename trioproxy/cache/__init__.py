@@ -19,6 +19,7 @@ from ._key import CompactKey as CompactKey
 from ._key import VarianceBuilder as VarianceBuilder
 from ._key import default_cache_key as default_cache_key
 from ._lock import CacheLock as CacheLock
+from ._lock import CacheLockStatistics as CacheLockStatistics
 from ._lock import LockStatus as LockStatus
 from ._memory import MemoryStorage as MemoryStorage
 from ._meta import CacheMeta as CacheMeta

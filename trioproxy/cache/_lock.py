@@ -230,7 +230,7 @@ class CacheLock:
         return LockStatus.GIVE_UP
 
     def status_for(self, reason: NoCacheReason) -> LockStatus:
-        """Return how a writer ends that does not cache for this reason (`trait.md` 8.11)."""
+        """Return how a writer ends that does not cache for this reason."""
         if reason.custom:
             return self.custom_lock_status(reason.name)
         return LockStatus.GIVE_UP if reason in _GIVES_UP else LockStatus.TRANSIENT_ERROR

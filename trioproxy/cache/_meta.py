@@ -32,7 +32,7 @@ class CacheMeta:
       fresh_until: Until when it may be served without asking; it is stale from then on.
       stale_while_revalidate: How long after that it may be served while it is being validated.
       stale_if_error: How long after that it may be served where the origin cannot answer.
-      initial_age: Its age at `updated` (RFC 9111 section 4.2.3, ``corrected_initial_age``).
+      initial_age: Its age at ``updated`` (RFC 9111 section 4.2.3, ``corrected_initial_age``).
       variance: The variant that it is, None where it does not vary.
       extensions: What else users keep with it, by name.
     """
@@ -54,7 +54,7 @@ class CacheMeta:
 
     @property
     def born_stale(self) -> bool:
-        """Whether it was never fresh: every use of it needs a validation."""
+        """Whether it was never fresh, so that every use of it needs a validation."""
         return self.fresh_until <= self.updated
 
     def age(self, now: float) -> int:

@@ -55,7 +55,7 @@ class NoCacheReason:
     """Why the cache is not used (Pingora's ``NoCacheReason``): compare with ``==``.
 
     Attributes:
-      name: The reason; your own text where `custom`.
+      name: The reason; your own text where ``custom`` is set.
       custom: Whether it was made by `Custom`.
     """
 
@@ -145,11 +145,11 @@ class Verdict(enum.Enum):
     STALE_ALLOWED = "stale allowed"
     #: Serve it, and validate it meanwhile (stale-while-revalidate).
     REVALIDATE_BEHIND = "stale while revalidate"
-    #: It is stale, or not fresh enough for this client: validate it first.
+    #: Validate it first, as it is stale, or not fresh enough for this client.
     EXPIRED = "expired"
     #: The client does not take it unvalidated, fresh or not (no-cache).
     REFUSED = "refused"
-    #: The client takes only what is stored, and nothing fits: 504 (only-if-cached).
+    #: Answer 504, as the client takes only what is stored, and nothing fits (only-if-cached).
     ONLY_IF_CACHED = "only if cached"
     #: Nothing is stored, or what is stored is none of this request's business.
     MISS = "miss"
