@@ -263,7 +263,10 @@ class Storage(ABC):
 
 
 def cache_tags(meta: CacheMeta) -> frozenset[str]:
-    """Return the lower-case cache tags of an entry: its Cache-Tag fields, and ``extensions["cache-tag"]``."""
+    """Return the cache tags of an entry, in lower case.
+
+    They stand in its Cache-Tag fields, and in ``meta.extensions["cache-tag"]``.
+    """
     lines = meta.header.headers.get_all("cache-tag")
     extra = meta.extensions.get(TAG_EXTENSION)
     if extra is not None:
