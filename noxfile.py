@@ -72,13 +72,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Run the proving ground and the property tests for long: ``-- --seed N --minutes M``."""
+    """Run proving ground, killed disk caches and property tests: ``-- --seed N --minutes M``."""
     install(session, "tests")
     parser = argparse.ArgumentParser(prog="nox -s fuzz --")
     parser.add_argument("--seed", type=int, default=random.randrange(10**9))
     parser.add_argument("--minutes", default="10", help="of the proving ground")
+    parser.add_argument("--rounds", default="200", help="of killing what fills a cache on disk")
     options, arguments = parser.parse_known_args(session.posargs)
     seed = str(options.seed)
     session.run("python", "-m", "trioproxy.testing", "--seed", seed, "--minutes", options.minutes)
+    kill_disk = ("tests.cache.kill_disk", "--seed", seed, "--rounds", options.rounds)
+    session.run("python", "-m", *kill_disk)
     seeds = (f"--hypothesis-seed={seed}", f"--randomly-seed={seed}")
     session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=deep", *seeds, *arguments)

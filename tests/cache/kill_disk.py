@@ -34,6 +34,7 @@ import trio
 from tests._support.stores import make_key, make_meta
 from trioproxy import ProxyError
 from trioproxy.cache._disk import DiskStorage
+from trioproxy.cache._disk_format import occupied
 from trioproxy.cache._key import CacheKey
 from trioproxy.cache._meta import CacheMeta
 from trioproxy.cache._storage import HitHandler, PurgeType
@@ -187,7 +188,7 @@ async def verify(directory: Path) -> None:
     }
     sides = {each.stem: each.stat().st_size for each in (directory / "objects").glob("??/*.meta")}
     assert set(sides) <= set(files), "metadata without an entry"
-    total = sum(files.values()) + sum(sides.values())
+    total = sum(occupied(size) for size in (*files.values(), *sides.values()))
     assert counted.entries == len(files), f"{counted.entries} rows, {len(files)} files"
     assert counted.bytes == total, f"{counted.bytes} bytes in the index, {total} on disk"
     assert counted.bytes <= LIMIT, f"{counted.bytes} bytes are above the limit"
@@ -245,16 +246,16 @@ def run_round(directory: Path, chance: random.Random) -> bool:
       AssertionError: something was wrong; the process that found it has said what.
     """
     by_itself = chance.random() < 0.5
-    steps = 100
+    steps = 60
     reading, writing = os.pipe()
 
     def victim() -> None:
         if by_itself:
-            die_at(chance.randrange(1, 500), chance.random() < 0.5)
+            die_at(chance.randrange(1, 400), chance.random() < 0.5)
         trio.run(fill, directory, chance.getrandbits(32), steps)
 
     def survivor() -> None:
-        trio.run(fill, directory, chance.getrandbits(32) + 1, steps // 20)
+        trio.run(fill, directory, chance.getrandbits(32) + 1, steps // 12)
 
     dying = forked(victim, writing)
     os.close(writing)

@@ -886,6 +886,9 @@ async def test_an_entry_in_the_slot_of_another_variant_is_noticed() -> None:
     assert cache.is_wrong_variant(make_meta(variance=V))
     assert cache.is_wrong_variant(make_meta())
     assert not cache.is_wrong_variant(make_meta(variance=W))
+    # In a variant's own slot the key stays with the variant, whichever it is.
+    assert cache.cache_vary_lookup(V, make_meta(variance=V))
+    assert cache.cache_key() == KEY.with_variance(V)
 
 
 async def test_after_a_wait_the_lookup_begins_at_the_primary_slot() -> None:
@@ -1148,6 +1151,8 @@ async def test_a_storage_with_the_same_manager_is_not_counted_twice() -> None:
     eviction = LruEviction(100_000)
     storage = MemoryStorage(100_000, eviction)
     cache = enabled(storage, eviction=eviction)
+    assert cache._inner is not None
+    assert cache._inner.eviction is None
     await cache.cache_lookup()
     cache.cache_miss()
     cache.set_cache_meta(make_meta())

@@ -457,7 +457,7 @@ async def test_an_entry_that_was_replaced_is_not_found_by_its_old_tag(store: Sto
 
 
 async def test_new_metadata_replaces_the_old_and_leaves_the_body(store: Storage) -> None:
-    await fill(store, make_key(), b"body", meta=make_meta(("ETag", '"1"')))
+    await fill(store, make_key(), b"body", meta=make_meta(("ETag", '"1"'), ("Cache-Tag", "early")))
     changed = make_meta(("ETag", '"1"'), ("Cache-Tag", "late"), ("X-More", "y" * 5000))
     changed = attrs.evolve(changed, updated=NOW + 100, fresh_until=NOW + 160)
     before = store.statistics().bytes
@@ -468,6 +468,7 @@ async def test_new_metadata_replaces_the_old_and_leaves_the_body(store: Storage)
     assert await rest(found[1]) == b"body"
     found[1].close_now()
     assert store.statistics().bytes >= before + 5000
+    assert await store.purge_tag("early") == 0
     assert await store.purge_tag("late") == 1
 
 

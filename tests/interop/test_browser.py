@@ -1,15 +1,25 @@
-"""A page in headless Chromium, over HTTP/2 through ``trioproxy reverse``."""
+"""Pages in headless Chromium, over HTTP/2 through ``trioproxy reverse``."""
 
 from __future__ import annotations
 
 import html
+import http
 import json
+import queue
 import re
+import subprocess
+import threading
+import urllib.parse
 from pathlib import Path
 
 import pytest
+import websockets.sync.server
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
-from tests.interop._programs import Certificate, origin, program, reverse, run
+from tests.interop._programs import PATIENCE, Certificate, origin, program, reverse, run
+
+Connection = websockets.sync.server.ServerConnection
 
 pytestmark = [pytest.mark.socket, pytest.mark.interop, pytest.mark.slow]
 
@@ -37,25 +47,94 @@ PAGES = {
 }
 
 
+TALK = b"""<!doctype html>
+<html><head><link rel="icon" href="data:,"></head><body><script>
+const socket = new WebSocket(location.href.replace("https", "wss") + "socket", "chat");
+socket.binaryType = "arraybuffer";
+const told = {sizes: []};
+socket.onopen = () => {
+  told.protocol = socket.protocol;
+  for (const size of [1, 1000, 300000]) socket.send("x".repeat(size));
+};
+socket.onmessage = (event) => {
+  told.sizes.push(event.data.length);
+  if (told.sizes.length == 3) socket.close(4001, "bye");
+};
+socket.onclose = (event) => {
+  told.closed = [event.code, event.reason, event.wasClean];
+  fetch("/told?" + encodeURIComponent(JSON.stringify(told)));
+};
+</script></body></html>
+"""
+
+
+def chromium(directory: Path, *arguments: str) -> list[str]:
+    """Return the command that runs the browser without a window."""
+    return [
+        program("chromium"),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--ignore-certificate-errors",
+        f"--user-data-dir={directory / 'profile'}",
+        *arguments,
+    ]
+
+
 def test_a_page_with_what_belongs_to_it_comes_over_http2(tmp_path: Path) -> None:
-    browser = program("chromium")
+    command = chromium(tmp_path, "--virtual-time-budget=10000", "--dump-dom")
     certificate = Certificate.make(tmp_path)
     with origin(PAGES) as behind, reverse(*certificate.options, behind) as url:
-        shown = run(
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--ignore-certificate-errors",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=10000",
-            "--dump-dom",
-            f"{url}/",
-        ).decode()
+        shown = run(*command, f"{url}/").decode()
     match = re.search(r'<pre id="told">(.*?)</pre>', shown, re.DOTALL)
     assert match is not None, shown
     told = json.loads(html.unescape(match[1]))
     expected = ["/", "/app.js", "/dot.svg", "/echo", "/style.css"]
     assert sorted(told["loaded"]) == [[path, "h2"] for path in expected]
     assert (told["color"], told["script"], told["echoed"]) == ("rgb(1, 2, 3)", True, 300000)
+
+
+def test_a_websocket_of_a_page_goes_over_http2(tmp_path: Path) -> None:
+    command = chromium(
+        tmp_path, "--remote-debugging-port=0"
+    )  # or it would end with the page's load
+    via: list[str] = []
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def page(connection: Connection, request: Request) -> Response | None:
+        path, _, query = request.path.partition("?")
+        if path == "/socket":
+            return None
+        if path == "/told":
+            told.put(urllib.parse.unquote(query))
+        response = connection.respond(http.HTTPStatus.OK, TALK.decode())
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "text/html"
+        return response
+
+    def echo(connection: Connection) -> None:
+        assert connection.request is not None
+        via.append(connection.request.headers["Via"])
+        for message in connection:
+            connection.send(message)
+
+    certificate = Certificate.make(tmp_path)
+    serving = websockets.sync.server.serve(
+        echo, "127.0.0.1", 0, process_request=page, subprotocols=[Subprotocol("chat")]
+    )
+    thread = threading.Thread(target=serving.serve_forever)
+    with serving as server:
+        thread.start()
+        port = server.socket.getsockname()[1]
+        with (
+            reverse(*certificate.options, f"http://127.0.0.1:{port}") as url,
+            subprocess.Popen([*command, f"{url}/"], stderr=subprocess.DEVNULL) as browser,
+        ):
+            try:
+                found = json.loads(told.get(timeout=PATIENCE))
+            finally:
+                browser.terminate()
+    thread.join()
+    assert found == {"sizes": [1, 1000, 300000], "protocol": "chat", "closed": [4001, "bye", True]}
+    assert via == ["2 trioproxy"]

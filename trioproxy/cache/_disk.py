@@ -35,11 +35,21 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import trio
 
+from .._clock import wall_time
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._util import Bell
 from ._disk_files import Layout, PartialFile, open_entry, read_block, remove
-from ._disk_format import BLOCK, GENERATION, MAX_HEAD, PRELUDE, BadFileError, Head, file_size
-from ._disk_index import DiskIndex, Row, resource_of
+from ._disk_format import (
+    BLOCK,
+    GENERATION,
+    MAX_HEAD,
+    PRELUDE,
+    BadFileError,
+    Head,
+    file_size,
+    occupied,
+)
+from ._disk_index import DiskIndex, Outcome, Row, resource_of
 from ._meta import CacheMeta
 from ._storage import (
     Created,
@@ -161,6 +171,7 @@ class _Writing:
     """An entry that is being written."""
 
     __slots__ = (
+        "begun",
         "body",
         "encoded_meta",
         "handler",
@@ -177,6 +188,7 @@ class _Writing:
         self.name = key.combined_hash
         self.resource = resource_of(key)
         self.number = number
+        self.begun = wall_time()
         # Whoever looks it up gets metadata of its own, and the writer's may change.
         self.encoded_meta = meta.to_bytes()
         self.head = Head(key, self.encoded_meta).encode()
@@ -404,17 +416,21 @@ class DiskMissHandler(MissHandler):
         size = file_size(len(writing.head), body.flushed + BLOCK)
         if size > writing.reserved:
             await self._store.make_room_for(writing, size)
+            if self._over:
+                raise incomplete()
         await self._work(partial(self._append, body.tail))
-        if not self._over:
-            body.flushed += BLOCK
-            body.tail = bytearray()
+        body.flushed += BLOCK
+        body.tail = bytearray()
 
     async def _work(self, call: Callable[[], T]) -> T:
-        """Do something with the file in a thread; what happens to the entry meanwhile waits."""
-        files = self._store.files
+        """Do something with the file in a thread.
+
+        Raises:
+          ProxyError: it failed, or the entry was abandoned meanwhile.
+        """
         self._busy = True
         try:
-            return await files.work(call)
+            result = await self._store.files.work(call)
         except OSError as error:
             raise _failed(ErrorType.FileWriteError, "cannot store a response", error) from error
         finally:
@@ -424,6 +440,9 @@ class DiskMissHandler(MissHandler):
                 body.file = self._file.file
             if self._over:
                 self._discard()
+        if self._over:
+            raise incomplete()
+        return result
 
     def _append(self, data: bytearray) -> None:
         if self._file is None:
@@ -454,8 +473,6 @@ class DiskMissHandler(MissHandler):
         size = body.flushed + len(body.tail)
         try:
             modified = await self._work(partial(self._complete, body.tail, size))
-            if self._over:
-                raise incomplete()
             assert self._file is not None
             length = file_size(len(writing.head), size)
             row = Row(writing.name, length, modified, writing.tags, writing.resource)
@@ -468,7 +485,7 @@ class DiskMissHandler(MissHandler):
             body.flushed, body.tail, body.total = size, bytearray(), size
             body.wake()
             body.release()
-        return Created(length)
+        return Created(occupied(length))
 
     def abandon(self) -> None:
         """Drop what was written: nothing becomes visible, readers fail (row C-05)."""
@@ -516,8 +533,9 @@ class DiskStorage(Storage):
 
     It survives restarts and is safe against a kill at any moment. Several processes may use one
     directory, each with an object of its own (made after a fork, or at least not used before it):
-    what one has finished, all see. They share one limit, which they keep together, and the order of
-    use, which they tell each other some seconds late. What they are writing counts for each alone.
+    what one has finished, all see, and a purge reaches what any of them is writing. They keep one
+    limit together, and share the order of use, which they tell each other some seconds late. What
+    they are writing counts for each alone.
 
     Entries can be read while they are written, by readers of the same process. Several writers of
     one key may be under way: the one begun last is what look-ups find and what is kept in the end.
@@ -525,7 +543,8 @@ class DiskStorage(Storage):
     Args:
       directory: Where; made if it is not there. Files in it that are not the store's are left
         alone. It has to be on a local file system: SQLite needs its locks.
-      max_bytes: The limit of all files together, the index excepted.
+      max_bytes: The limit of all files together, counted in the 4 KiB that file systems give room
+        in, the index excepted. What is evicted while it is read takes its room until that ends.
       max_object_bytes: The longest body that is kept (row C-09), a quarter of the limit where it is
         None.
       fsync: Whether an entry is on the medium before it is visible. Without it, a power cut may
@@ -744,9 +763,11 @@ class DiskStorage(Storage):
             # Set before anything is waited for: who finishes meanwhile compares with it.
             self._kept[name] = writing.number
             limit = self.max_bytes - self._reserved + writing.reserved
-            if not await self._ask(partial(self.files.index.publish, path, row, limit)):
+            publish = partial(self.files.index.publish, path, row, limit, writing.begun)
+            outcome = await self._ask(publish)
+            if outcome is Outcome.NO_ROOM:
                 raise storage_full()
-            self._admissions += 1
+            self._admissions += outcome is Outcome.KEPT
         self._drop(writing)
 
     def forget(self, writing: _Writing) -> None:
@@ -774,13 +795,16 @@ class DiskStorage(Storage):
         await self.open()
         name = key.combined_hash
         hidden = 0
-        if kind is PurgeType.INVALIDATION:
+        invalidate = kind is PurgeType.INVALIDATION
+        if invalidate:
             hidden = _hide(self._writing.get(name, ()))
-        removed: bool = await self._ask(partial(self.files.index.remove, name))
-        if kind is PurgeType.EVICTION:
-            self.files.index.evictions += removed
-        else:
+        removed: bool = await self._ask(
+            partial(self.files.index.remove, name, invalidate=invalidate)
+        )
+        if invalidate:
             self._purges += hidden + removed
+        else:
+            self.files.index.evictions += removed
         return hidden > 0 or removed
 
     async def purge_tag(self, tag: str) -> int:
@@ -804,7 +828,10 @@ class DiskStorage(Storage):
         await self.open()
         limit = self.max_bytes - self._reserved
         update = partial(self.files.index.update_meta, key.combined_hash, meta, limit)
-        return await self._ask(update)
+        try:
+            return await self._ask(update)
+        except ValueError:
+            raise too_large(MAX_HEAD) from None
 
     def statistics(self) -> StorageStatistics:
         """Return the counters.

@@ -36,6 +36,9 @@ GENERATION = 16
 #: The most bytes that key and metadata may take together.
 MAX_HEAD = 1 << 20
 
+#: What file systems give room in; a store of small entries would outgrow its limit several times.
+UNIT = 4096
+
 _ENTRY_MAGIC = b"\x89tpcache"
 _SIDE_MAGIC = b"\x89tpcmeta"
 _VERSION = 1
@@ -205,6 +208,11 @@ def file_size(head_size: int, body_size: int) -> int:
     """Return the length of an entry's file."""
     blocks = -(-body_size // BLOCK)
     return PRELUDE + head_size + body_size + blocks * SEAL
+
+
+def occupied(size: int) -> int:
+    """Return what a file of this length takes on the medium, in whole `UNIT` bytes."""
+    return -(-size // UNIT) * UNIT
 
 
 def block_at(body_at: int, index: int) -> int:

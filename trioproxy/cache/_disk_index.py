@@ -17,6 +17,8 @@ Everything here blocks and is called in worker threads, one call at a time.
 
 from __future__ import annotations
 
+import enum
+import errno
 import os
 import re
 import sqlite3
@@ -38,7 +40,7 @@ from ._disk_files import (
     sync_directory,
     write_side,
 )
-from ._disk_format import BadFileError, encode_side
+from ._disk_format import MAX_HEAD, UNIT, BadFileError, encode_side, occupied
 from ._eviction import MAX_VARIANTS
 from ._key import CacheKey
 from ._meta import CacheMeta
@@ -47,6 +49,8 @@ from ._storage import cache_tags
 T = TypeVar("T")
 
 _SCHEMA_VERSION = 1
+# What an entry counts for, after OLD., NEW. or nothing; as `occupied`.
+_COST = f"(({{0}}size + {UNIT - 1}) / {UNIT} + ({{0}}side + {UNIT - 1}) / {UNIT}) * {UNIT}"
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE entries (
@@ -57,17 +61,18 @@ CREATE INDEX entries_used ON entries (used);
 CREATE INDEX entries_variants ON entries (resource, used) WHERE resource IS NOT NULL;
 CREATE TABLE tags (tag TEXT, name BLOB, PRIMARY KEY (tag, name)) WITHOUT ROWID;
 CREATE INDEX tags_name ON tags (name);
-CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO total VALUES (0, 0);
+CREATE TABLE purged (what PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE total (items INTEGER NOT NULL, bytes INTEGER NOT NULL, boot TEXT NOT NULL);
+INSERT INTO total VALUES (0, 0, '');
 CREATE TRIGGER added AFTER INSERT ON entries BEGIN
-    UPDATE total SET items = items + 1, bytes = bytes + NEW.size + NEW.side;
+    UPDATE total SET items = items + 1, bytes = bytes + {_COST.format("NEW.")};
 END;
 CREATE TRIGGER removed AFTER DELETE ON entries BEGIN
-    UPDATE total SET items = items - 1, bytes = bytes - OLD.size - OLD.side;
+    UPDATE total SET items = items - 1, bytes = bytes - {_COST.format("OLD.")};
     DELETE FROM tags WHERE name = OLD.name;
 END;
 CREATE TRIGGER changed AFTER UPDATE OF side ON entries BEGIN
-    UPDATE total SET bytes = bytes - OLD.side + NEW.side;
+    UPDATE total SET bytes = bytes - {_COST.format("OLD.")} + {_COST.format("NEW.")};
 END;
 PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
@@ -75,6 +80,8 @@ COMMIT;
 _INDEX = re.compile(r"trioproxy-index-([0-9]{1,9})\.sqlite3")
 # How long a writer waits for those of other processes, in seconds.
 _BUSY = 5.0
+# How long a purge counts for those who are writing in other processes, in seconds.
+_REMEMBERED = 3600.0
 # Entries that go in one transaction, so that other processes get a turn.
 _BATCH = 64
 # Primary result codes by which SQLite says that the file is not what it should be: a table is
@@ -103,12 +110,22 @@ class Row:
     side: int = 0
 
 
+class Outcome(enum.Enum):
+    """What became of a finished file."""
+
+    KEPT = "kept"
+    #: There is no room for it, whatever is removed.
+    NO_ROOM = "no room"
+    #: Somebody has purged what it would be, since its writer began.
+    PURGED = "purged"
+
+
 class DiskIndex:
     """The index of one directory, as one process sees it.
 
     Attributes:
       entries: Complete entries, when it was last looked at.
-      bytes: Bytes of their files, when it was last looked at.
+      bytes: What their files take, when it was last looked at.
       evictions: Entries that this process has removed to make room.
       swept: Files of dead processes that were removed.
     """
@@ -124,6 +141,7 @@ class DiskIndex:
         self._number = 0
         self._last_use = 0.0
         self._touched: dict[bytes, float] = {}
+        self._closed = False
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -148,10 +166,14 @@ class DiskIndex:
                 self._guarded(lambda: None)
             except (OSError, sqlite3.Error):
                 pass  # nothing but the order of use is lost
+        self._closed = True
         self._disconnect()
 
     def _catch_up(self) -> None:
+        boot = _boot()
         with self._transaction() as db:
+            if db.execute("SELECT boot FROM total").fetchone() != (boot,):
+                self._distrust(db)
             self.swept += sweep(self.layout)
             shards = {name[0] for (name,) in db.execute("SELECT name FROM entries")}
         shards.update(_shard_numbers(os.listdir(self.layout.objects)))
@@ -160,11 +182,18 @@ class DiskIndex:
                 self._reconcile(db, first)
         with self._transaction() as db:
             # The triggers keep the sums, but a bit that flipped would be carried along for ever.
-            query = "SELECT COUNT(*), COALESCE(SUM(size + side), 0) FROM entries"
-            db.execute(f"UPDATE total SET (items, bytes) = ({query})")
+            query = f"SELECT COUNT(*), COALESCE(SUM({_COST.format('')}), 0) FROM entries"
+            db.execute(f"UPDATE total SET (items, bytes) = ({query}), boot = ?", (boot,))
+
+    def _distrust(self, db: sqlite3.Connection) -> None:
+        """Check an index that was written before the machine was started."""
+        if db.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+            raise _NonsenseError("a damaged index")
 
     def _connection(self) -> sqlite3.Connection:
         """Return the connection to the newest index."""
+        if self._closed:
+            raise OSError(errno.EBADF, "the index is closed")
         if self._db is not None and not os.path.exists(self._path(self._number)):
             # Another process found it damaged.
             self._disconnect()
@@ -186,14 +215,17 @@ class DiskIndex:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA journal_mode = WAL")
-        # After a power cut the newest rows may be missing, which `open` sees.
-        db.execute("PRAGMA synchronous = NORMAL")
+        # Not WAL, which maps a file into memory: where the disk is full, that can be a SIGBUS. The
+        # journal stays where it is, so that there is room for it when something is to be removed.
+        db.execute("PRAGMA journal_mode = PERSIST")
+        db.execute("PRAGMA journal_size_limit = 1048576")
+        # A process that dies does not damage the index, a power cut may: see `_distrust`.
+        db.execute("PRAGMA synchronous = OFF")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(_SCHEMA)
         elif version != _SCHEMA_VERSION:
-            raise _UnknownSchemaError
+            raise _NonsenseError
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
@@ -218,7 +250,7 @@ class DiskIndex:
             if os.path.exists(self._path(number)):
                 # From here on everybody opens the new one, and finds the old one gone.
                 os.close(os.open(self._path(number + 1), os.O_CREAT | os.O_RDWR, 0o600))
-                for suffix in ("", "-wal", "-shm", "-journal"):
+                for suffix in ("", "-journal", "-wal", "-shm"):
                     remove(self._path(number) + suffix)
 
     # -- transactions ------------------------------------------------------------------------------
@@ -228,7 +260,7 @@ class DiskIndex:
         try:
             self._write_uses()
             return work()
-        except (TypeError, ValueError, AttributeError, _UnknownSchemaError):
+        except (TypeError, ValueError, AttributeError, _NonsenseError):
             pass  # there is something in it that nobody has written
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
@@ -277,33 +309,43 @@ class DiskIndex:
         """
         return size <= limit and self._guarded(lambda: self._make_room(limit, name, size))
 
-    def publish(self, path: str, row: Row, limit: int) -> bool:
-        """Make room for a finished file and put it in its place; False where it is too large."""
+    def publish(self, path: str, row: Row, limit: int, begun: float) -> Outcome:
+        """Make room for a finished file and put it in its place, if it may and can be there.
 
-        def work() -> bool:
-            if not self._make_room(limit, row.name, row.size):
-                return False
-            moved = False
-            try:
-                with self._transaction() as db:
-                    self._move(path, row.name)
-                    moved = True
-                    self._insert(db, row, self._now())
-                    self._limit_variants(db, row)
-            except BaseException:
-                if moved:
-                    # Without a row it would escape the limit.
-                    remove(self.layout.entry(row.name))
-                raise
-            return True
+        Args:
+          path: Where it is.
+          row: What it will be.
+          limit: What all entries together may take, in bytes.
+          begun: When its writer began, in wall seconds.
+        """
+        if occupied(row.size) > limit:
+            return Outcome.NO_ROOM
 
-        return row.size <= limit and self._guarded(work)
+        def work() -> Outcome:
+            while True:
+                outcome = self._publish(path, row, limit, begun)
+                if outcome is not Outcome.NO_ROOM:
+                    return outcome
+                if not self._make_room(limit, row.name, occupied(row.size)):
+                    return outcome
 
-    def remove(self, name: bytes, generation: bytes | None = None) -> bool:
-        """Remove an entry, or only the one of this generation, and tell whether it was there."""
+        return self._guarded(work)
+
+    def remove(
+        self, name: bytes, generation: bytes | None = None, *, invalidate: bool = False
+    ) -> bool:
+        """Remove an entry and tell whether it was there.
+
+        Args:
+          name: The entry.
+          generation: Of the only one that is to be removed; None for any.
+          invalidate: Whether what is being written, in whatever process, is not to be kept.
+        """
 
         def work() -> bool:
             with self._transaction() as db:
+                if invalidate:
+                    _note_purge(db, name)
                 if generation is not None:
                     entry = self._open(name)
                     if entry is None or entry.prelude.generation != generation:
@@ -327,6 +369,8 @@ class DiskIndex:
 
         def work() -> int:
             removed = 0
+            with self._transaction() as db:
+                _note_purge(db, tag)
             while True:
                 with self._transaction() as db:
                     query = "SELECT name FROM tags WHERE tag = ? LIMIT ?"
@@ -342,8 +386,15 @@ class DiskIndex:
         return self._guarded(work)
 
     def update_meta(self, name: bytes, meta: CacheMeta, limit: int) -> bool:
-        """Give an entry other metadata, unless it is not the one that these were made from."""
+        """Give an entry other metadata, unless it is not the one that these were made from.
+
+        Raises:
+          ValueError: they are longer than `MAX_HEAD`.
+          OSError, sqlite3.Error: that failed.
+        """
         encoded = meta.to_bytes()
+        if len(encoded) > MAX_HEAD:
+            raise ValueError(f"metadata of {len(encoded)} bytes")
 
         def work() -> bool:
             with self._transaction() as db:
@@ -353,7 +404,8 @@ class DiskIndex:
                 content = encode_side(entry.prelude.generation, encoded)
                 write_side(self.layout, name, content, fsync=self._fsync)
                 db.execute("UPDATE entries SET side = ? WHERE name = ?", (len(content), name))
-                _set_tags(db, name, cache_tags(meta))
+                db.execute("DELETE FROM tags WHERE name = ?", (name,))
+                _add_tags(db, name, cache_tags(meta))
             self._make_room(limit, name, 0)
             return True
 
@@ -361,20 +413,45 @@ class DiskIndex:
 
     # -- within a transaction ------------------------------------------------------------------------
 
+    def _publish(self, path: str, row: Row, limit: int, begun: float) -> Outcome:
+        """Put a file in its place if there is room."""
+        moved = False
+        try:
+            with self._transaction() as db:
+                if _purged_since(db, row, begun):
+                    remove(path)
+                    return Outcome.PURGED
+                if self._excess(db, limit, row.name, occupied(row.size)) > 0:
+                    return Outcome.NO_ROOM
+                self._insert(db, row, self._now())
+                self._limit_variants(db, row)
+                self._move(path, row.name)
+                moved = True
+        except BaseException:
+            if moved:
+                # Without a row it would escape the limit.
+                remove(self.layout.entry(row.name))
+            raise
+        return Outcome.KEPT
+
+    def _excess(self, db: sqlite3.Connection, limit: int, name: bytes, size: int) -> int:
+        """Return how many bytes have to go before an entry may come, or replace what it was."""
+        query = "SELECT bytes - COALESCE((SELECT size + side FROM entries WHERE name = ?), 0) FROM total"
+        (others,) = db.execute(query, (name,)).fetchone()
+        return int(others) + size - limit
+
     def _make_room(self, limit: int, name: bytes, size: int) -> bool:
+        cost = _COST.format("")
+        query = f"SELECT name, {cost} FROM entries WHERE name != ? ORDER BY used LIMIT ?"
         while True:
             with self._transaction() as db:
-                query = "SELECT size + side FROM entries WHERE name = ?"
-                replaced = db.execute(query, (name,)).fetchone()
-                (total,) = db.execute("SELECT bytes FROM total").fetchone()
-                excess = total - (replaced[0] if replaced else 0) + size - limit
+                excess = self._excess(db, limit, name, size)
                 if excess <= 0:
                     return True
-                query = (
-                    "SELECT name, size + side FROM entries WHERE name != ? ORDER BY used LIMIT ?"
-                )
                 victims = db.execute(query, (name, _BATCH)).fetchall()
                 if not victims:
+                    if excess > size - limit:
+                        raise _NonsenseError("bytes of no entry")
                     return False
                 for victim, freed in victims:
                     self._remove(db, victim)
@@ -415,6 +492,7 @@ class DiskIndex:
             if entry is not None:
                 entry.file.close()
                 entry.check(name)
+                entry.decoded_meta()
         except BadFileError:
             return None
         return entry
@@ -423,7 +501,7 @@ class DiskIndex:
         db.execute("DELETE FROM entries WHERE name = ?", (row.name,))
         values = (row.name, row.size, row.side, row.modified, used, row.resource)
         db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
-        _set_tags(db, row.name, row.tags)
+        _add_tags(db, row.name, row.tags)
 
     def _reconcile(self, db: sqlite3.Connection, first: int) -> None:
         """Bring the rows of one shard up to its files, and remove what is torn or foreign there."""
@@ -442,6 +520,9 @@ class DiskIndex:
                     self._remove(db, name)
                 else:
                     self._insert(db, row, modified / 1e9)
+                    if not row.side:
+                        # That of an entry before it, whose replacing was cut short.
+                        remove(self.layout.side(name))
         for name in sides.keys() - files.keys():
             remove(self.layout.side(name))
 
@@ -468,10 +549,7 @@ class DiskIndex:
         entry = self._open(name)
         if entry is None:
             return None
-        try:
-            tags = cache_tags(entry.decoded_meta())
-        except BadFileError:
-            return None
+        tags = cache_tags(entry.decoded_meta())
         size, key = entry.prelude.file_size, entry.head.key
         return Row(name, size, entry.modified, tags, resource_of(key), entry.side_size)
 
@@ -488,8 +566,17 @@ class DiskIndex:
         return self._last_use
 
 
-class _UnknownSchemaError(Exception):
-    """An index of another version."""
+class _NonsenseError(Exception):
+    """The index is of another version, or its numbers contradict each other."""
+
+
+def _boot() -> str:
+    """Return what is another one after each start of the machine; at random where that is unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.urandom(8).hex()
 
 
 def _shard_numbers(filenames: Iterable[str]) -> set[int]:
@@ -501,6 +588,19 @@ def resource_of(key: CacheKey) -> bytes | None:
     return None if key.variance is None else key.primary_hash
 
 
-def _set_tags(db: sqlite3.Connection, name: bytes, tags: Iterable[str]) -> None:
-    db.execute("DELETE FROM tags WHERE name = ?", (name,))
+def _note_purge(db: sqlite3.Connection, what: bytes | str) -> None:
+    """Note that an entry, or a tag, was purged, for those who are writing in other processes."""
+    now = wall_time()
+    db.execute("DELETE FROM purged WHERE at < ?", (now - _REMEMBERED,))
+    db.execute("INSERT OR REPLACE INTO purged VALUES (?, ?)", (what, now))
+
+
+def _purged_since(db: sqlite3.Connection, row: Row, begun: float) -> bool:
+    query = "SELECT at FROM purged WHERE what = ? AND at > ?"
+    return any(
+        db.execute(query, (what, begun)).fetchone() is not None for what in (row.name, *row.tags)
+    )
+
+
+def _add_tags(db: sqlite3.Connection, name: bytes, tags: Iterable[str]) -> None:
     db.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, name) for tag in tags])

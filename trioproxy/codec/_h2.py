@@ -2,10 +2,8 @@
 
 Bytes go through the frame gate first (`FrameGate`), which hands on whole frames; this adapter gives
 them to h2 one by one, so that the events of good frames are never lost to a bad one behind them.
-What h2 would make a connection error although RFC 9113 section 8.1.1 calls it a stream error
-(content that does not fit its length, trailers without an end, a 1xx that ends its stream) is taken
-from it here, in `_Stream` and `_Connection`: the one place that knows h2's private parts, held to
-the installed version by tests.
+What h2 would make a connection error although RFC 9113 section 8.1.1 calls it a stream error is
+judged here; `_h2_library` sees to it that it gets here.
 
 GOAWAY never reaches h2, which would forget the streams that go on: it is written and read here.
 Frames for streams that are closed are dropped here as well, after their compressed fields and their
@@ -16,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -27,9 +25,8 @@ import h2.exceptions
 import h2.settings
 import h2.stream
 import h2.utilities
-import hpack
 from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
 
 from .._h2_limits import H2Limits
 from .._messages import RequestHeader, ResponseHeader
@@ -61,29 +58,19 @@ from ._h2_events import (
     WindowOpened,
 )
 from ._h2_gate import HEAD_BYTES, PREFACE, Frame, FrameGate
+from ._h2_library import LARGEST_ID, REMEMBERED, Library
 
-#: No frame that we send is larger, whatever the peer would take.
-MAX_FRAME = 16384
-#: Entries of our encoder's table, whatever the peer offers (row H2-06).
-MAX_TABLE = 4096
 #: What is said of SETTINGS_MAX_HEADER_LIST_SIZE.
 LIST_SOFT_STOP = 65536
-#: Closed streams that are remembered (row R-08).
-REMEMBERED = 1024
 #: The size of every flow-control window before anything was said of it (RFC 9113 section 6.9.2).
 DEFAULT_WINDOW = 65535
-LARGEST_ID = 2**31 - 1
 
 _HEADERS = 0x1
 _DATA = 0x0
 _RST_STREAM = 0x3
-_SETTINGS = 0x4
-_PING = 0x6
 _WINDOW_UPDATE = 0x8
 _CONTINUATION = 0x9
-_END_STREAM = 0x1
 _END_HEADERS = 0x4
-_ACK = 0x1
 
 
 @attrs.frozen
@@ -98,7 +85,6 @@ class H2Options:
       head_limits: Bounds on what the peer's heads may be.
       limits: The connection's budgets.
       scheme: What the requests of this connection count as: ``http`` or ``https``.
-      max_body_bytes: Size of a request's content, None for no limit.
     """
 
     stream_window: int = DEFAULT_WINDOW
@@ -108,109 +94,6 @@ class H2Options:
     head_limits: HeadLimits = attrs.field(factory=HeadLimits)
     limits: H2Limits = attrs.field(factory=H2Limits)
     scheme: str = "http"
-    max_body_bytes: int | None = None
-
-
-# -- h2, tamed -----------------------------------------------------------------------------------
-
-
-class _Stream(h2.stream.H2Stream):
-    """A stream whose messages are judged by `semantics._h2`, not by h2."""
-
-    def receive_headers(
-        self, headers: Iterable[Any], end_stream: bool, header_encoding: Any
-    ) -> tuple[list[Any], list[Any]]:
-        machine = self.state_machine
-        informational = (
-            machine.client is True
-            and not end_stream
-            and h2.utilities.is_informational_response(headers)
-        )
-        events: list[Any] = machine.process_input(
-            h2.stream.StreamInputs.RECV_INFORMATIONAL_HEADERS
-            if informational
-            else h2.stream.StreamInputs.RECV_HEADERS
-        )
-        event = events[0]
-        event.headers = headers
-        event.stream_ended = None
-        if end_stream:
-            event.stream_ended = machine.process_input(h2.stream.StreamInputs.RECV_END_STREAM)[0]
-        return [], [event]
-
-    def _track_content_length(self, length: int, end_stream: bool) -> None:
-        """Leave the count to the adapter: a mismatch costs the stream alone (row H2-13)."""
-
-    def _initialize_content_length(self, headers: Iterable[Any]) -> None:
-        """Leave the length to the adapter."""
-
-
-class _Encoder(hpack.Encoder):
-    """Without Huffman codes, whose encoder takes time as the square of a value's size.
-
-    64 KiB took it half a second, and a cookie of 4 KiB two milliseconds: more than all the rest.
-    """
-
-    def add(self, to_add: tuple[bytes, bytes], sensitive: bool, huffman: bool = False) -> bytes:
-        return super().add(to_add, sensitive, False)
-
-
-class _Connection(h2.connection.H2Connection):
-    """A connection that never ends itself, and that takes no more of the peer's settings than we want."""
-
-    MAX_CLOSED_STREAMS = REMEMBERED
-
-    def _begin_new_stream(self, stream_id: int, allowed_ids: Any) -> h2.stream.H2Stream:
-        outbound = self._stream_id_is_outbound(stream_id)
-        highest = self.highest_outbound_stream_id if outbound else self.highest_inbound_stream_id
-        if stream_id <= highest:
-            raise h2.exceptions.StreamIDTooLowError(stream_id, highest)
-        if stream_id % 2 != int(allowed_ids):
-            raise h2.exceptions.ProtocolError("Invalid stream ID for peer.")
-        stream = _Stream(
-            stream_id,
-            config=self.config,
-            inbound_window_size=self.local_settings.initial_window_size,
-            outbound_window_size=self.remote_settings.initial_window_size,
-        )
-        stream.max_outbound_frame_size = min(self.max_outbound_frame_size, MAX_FRAME)
-        self.streams[stream_id] = stream
-        if outbound:
-            self.highest_outbound_stream_id = stream_id
-        else:
-            self.highest_inbound_stream_id = stream_id
-        return stream
-
-    def _terminate_connection(self, error_code: Any) -> None:
-        """Leave the GOAWAY to the adapter."""
-
-    def _open_streams(self, remainder: int) -> int:
-        """Count nothing: limits on streams are not h2's matter, and it would look at all of them."""
-        return 0
-
-    def _receive_settings_frame(self, frame: Any) -> tuple[list[Any], list[Any]]:
-        settings = frame.settings
-        table = settings.get(h2.settings.SettingCodes.HEADER_TABLE_SIZE)
-        if table is not None and table > MAX_TABLE:
-            settings[h2.settings.SettingCodes.HEADER_TABLE_SIZE] = MAX_TABLE
-        return super()._receive_settings_frame(frame)
-
-    def drop_data(self, length: int) -> None:
-        """Take content of a stream that is no more: the connection's window alone has to know."""
-        manager = self._inbound_flow_control_window_manager
-        manager.window_consumed(length)
-        increment = manager.process_bytes(length)
-        if increment:
-            frame = WindowUpdateFrame(0)
-            frame.window_increment = increment
-            self._prepare_for_sending([frame])
-
-    def forget(self, stream_id: int) -> None:
-        """Drop the state of a stream that is over, now and not when h2 next counts its streams."""
-        stream = self.streams.get(stream_id)
-        if stream is not None and stream.closed:
-            del self.streams[stream_id]
-            self._closed_streams[stream_id] = stream.closed_by
 
 
 class _How(enum.Enum):
@@ -265,27 +148,11 @@ class H2Codec:
         self.settings_acked = False
         self.control_unsent = 0
         self.control_bytes = 0
-        self._h2 = _Connection(
-            h2.config.H2Configuration(
-                client_side=not server,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
+        self._h2 = Library(
+            server=server,
+            stream_window=options.stream_window,
+            max_list_bytes=options.limits.max_list_bytes,
         )
-        self._h2.local_settings = h2.settings.Settings(
-            client=not server,
-            initial_values={
-                h2.settings.SettingCodes.ENABLE_PUSH: 0,
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: options.stream_window,
-                # The limit is ours to enforce: h2 would end the connection (row H2-10).
-                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: LARGEST_ID,
-            },
-        )
-        self._h2.encoder = _Encoder()
-        self._h2.decoder.max_header_list_size = options.limits.max_list_bytes
         self._last_told = LARGEST_ID
         self._live: dict[int, _Live] = {}
         # Streams that are over, the latest ones, and how they ended.
@@ -293,7 +160,6 @@ class H2Codec:
         # What may still be under way on streams that were given up.
         self._late: dict[int, int] = {}
         self._block: list[Frame] = []
-        self._goaway: list[bytes] = []
         self._data_frames = 0
 
     # -- starting and ending ---------------------------------------------------------------------
@@ -301,8 +167,6 @@ class H2Codec:
     def start(self) -> None:
         """Put our preface into the output."""
         connection = self._h2
-        connection.initiate_connection()
-        connection.clear_outbound_data_buffer()
         options = self.options
         codes = h2.settings.SettingCodes
         settings: dict[Any, int] = {codes.MAX_HEADER_LIST_SIZE: LIST_SOFT_STOP}
@@ -315,7 +179,7 @@ class H2Codec:
         else:
             settings[codes.ENABLE_PUSH] = 0
         first = SettingsFrame(0, settings=settings).serialize()
-        connection._data_to_send += first if self.server else PREFACE + first
+        connection.write(first if self.server else PREFACE + first)
         if options.connection_window > DEFAULT_WINDOW:
             connection.increment_flow_control_window(options.connection_window - DEFAULT_WINDOW)
 
@@ -329,7 +193,7 @@ class H2Codec:
             error_code=code,
             additional_data=text.encode("ascii", "replace")[:128],
         )
-        self._h2._data_to_send += frame.serialize()
+        self._h2.write(frame.serialize())
 
     def fail(self, code: int, text: str, limit: str | None = None) -> None:
         """End the connection: what is in the output goes out, and a GOAWAY behind it."""
@@ -354,14 +218,14 @@ class H2Codec:
             return []
         events: list[Event] = []
         gate = self.gate
-        output = self._h2._data_to_send
+        library = self._h2
         for frame in gate.feed(data):
-            size = len(output)
+            before = library.unsent
             self._receive(frame, events)
-            output = self._h2._data_to_send
-            if len(output) > size:
+            made = library.unsent - before
+            if made:
                 self.control_unsent += 1
-                self.control_bytes += len(output) - size
+                self.control_bytes += made
             if self._failed():
                 return events
         failure = gate.failure
@@ -622,7 +486,7 @@ class H2Codec:
             if data and how is _How.RESET_BY_PEER and self.failure is None:
                 # It knows that there is nobody any more (RFC 9113 section 5.1, closed).
                 reset = RstStreamFrame(stream_id, error_code=STREAM_CLOSED)
-                self._h2._data_to_send += reset.serialize()
+                self._h2.write(reset.serialize())
         elif data:
             self.fail(STREAM_CLOSED, "a frame behind the end of a stream")
         return self.failure is None
@@ -744,21 +608,12 @@ class H2Codec:
                 self._h2.reset_stream(stream_id, code)
             self._gone(stream_id, _How.RESET if fault else _How.GIVEN_UP)
 
-    def is_live(self, stream_id: int) -> bool:
-        """Tell whether a stream is not over."""
-        return stream_id in self._live
-
-    def remote_ended(self, stream_id: int) -> bool:
-        """Tell whether the peer has sent all it will on a stream."""
-        live = self._live.get(stream_id)
-        return live is None or live.remote_end
-
     # -- output ----------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
         """Bytes of output that were not taken."""
-        return len(self._h2._data_to_send)
+        return self._h2.unsent
 
     def take_output(self) -> bytes:
         """Return the output, and count it as sent."""

@@ -14,6 +14,7 @@ writer encodes a frame of it at a time. No stream has more than what one `send` 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from typing import Any
 
@@ -23,7 +24,7 @@ from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from .._messages import Data
 from .._util import Bell
-from ..codec._h2 import MAX_FRAME, H2Codec
+from ..codec._h2 import H2Codec
 from ..codec._h2_events import (
     ENHANCE_YOUR_CALM,
     NO_ERROR,
@@ -42,6 +43,7 @@ from ..codec._h2_events import (
     TrailersReceived,
     WindowOpened,
 )
+from ..codec._h2_library import MAX_FRAME
 from ..transport._byte_stream import ByteStream
 from ._mailbox import ReadTimer
 
@@ -108,7 +110,7 @@ class Turns:
         return any(self._queues[: urgency + 1])
 
 
-class H2Stream:
+class H2Stream(ABC):
     """What the connection sees of one of its streams; the exchange's own side is in the subclasses."""
 
     def __init__(self, connection: H2Base, stream_id: int) -> None:
@@ -274,23 +276,22 @@ class H2Stream:
     def on_end_sent(self) -> None:
         """See the end of what is sent here encoded."""
 
+    @abstractmethod
     def on_reset(self, code: int) -> None:
         """See the peer's RST_STREAM."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_fault(self, text: str) -> None:
         """See that the stream was reset here for a fault of the peer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_lost(self) -> None:
         """See the connection end."""
-        raise NotImplementedError
 
 
-class H2Base:
+class H2Base(ABC):
     """One end of a connection, with its reader and its writer."""
 
-    #: What a stream of it is.
     def __init__(
         self, transport: ByteStream, info: ConnectionInfo, codec: H2Codec, write_timeout: float
     ) -> None:
@@ -462,17 +463,17 @@ class H2Base:
         """Take content."""
         stream.deliver_data(event)
 
+    @abstractmethod
     def on_trailers(self, stream: H2Stream, event: TrailersReceived) -> None:
         """Take trailers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_head(self, event: HeadReceived) -> None:
         """Take a head."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_head_refused(self, event: HeadRefused) -> None:
         """Take a head that is not to be believed."""
-        raise NotImplementedError
 
     def on_goaway(self, event: GoAwayReceived) -> None:
         """Take the peer's GOAWAY."""

@@ -19,7 +19,7 @@ from .._errors import ErrorType, ProxyError, RetryType
 from .._info import ConnectionInfo
 from .._messages import END, RequestEvent, RequestHeader, ResponseEvent, ResponseHeader, Trailers
 from ..codec._h1 import MAX_INFORMATIONAL
-from ..codec._h2 import LARGEST_ID, H2Codec
+from ..codec._h2 import H2Codec
 from ..codec._h2_events import (
     CANCEL,
     HTTP_1_1_REQUIRED,
@@ -32,6 +32,7 @@ from ..codec._h2_events import (
     TrailersReceived,
     error_name,
 )
+from ..codec._h2_library import LARGEST_ID
 from ..transport._byte_stream import ByteStream
 from ._abc import UpstreamConnection, UpstreamStream
 from ._h2 import H2Base, H2Stream

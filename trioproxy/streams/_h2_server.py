@@ -27,7 +27,7 @@ from .._messages import (
     ResponseHeader,
     Trailers,
 )
-from ..codec._h2 import LARGEST_ID, H2Codec
+from ..codec._h2 import H2Codec
 from ..codec._h2_events import (
     CANCEL,
     ENHANCE_YOUR_CALM,
@@ -41,6 +41,7 @@ from ..codec._h2_events import (
     TrailersReceived,
     error_name,
 )
+from ..codec._h2_library import LARGEST_ID
 from ..semantics._framing import MessageRefused
 from ..semantics._h2 import websocket_accept
 from ..semantics._priority import parse_priority
@@ -358,7 +359,6 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
         self.tunnel = False
         self._head = head
         self._gone: str | None = None
-        self._malformed: str | None = None
         self._scope: trio.CancelScope | None = None
         self._allowance = Allowance(options.min_receive_rate)
         self._over = False

@@ -7,6 +7,8 @@ from ..streams._memory import MemoryUpstream as MemoryUpstream
 from ..streams._memory import memory_exchange as memory_exchange
 from ._conformance import check_message_stream as check_message_stream
 from ._invariants import check_invariants as check_invariants
+from ._making import make_scenario as make_scenario
+from ._making import shrink as shrink
 from ._network import Fault as Fault
 from ._network import Link as Link
 from ._network import Path as Path
@@ -22,6 +24,4 @@ from ._scenario import Request as Request
 from ._scenario import Reset as Reset
 from ._scenario import Scenario as Scenario
 from ._scenario import Stop as Stop
-from ._scenario import make_scenario as make_scenario
-from ._scenario import shrink as shrink
 from ._world import run_scenario as run_scenario

@@ -14,8 +14,9 @@ import attrs
 
 from .._clock import wall_time
 from ._invariants import broken
+from ._making import make_scenario, shrink
 from ._observed import Observed
-from ._scenario import Scenario, make_scenario, shrink
+from ._scenario import Scenario
 from ._world import DEEDS, run_scenario
 
 #: Failures that end a run.

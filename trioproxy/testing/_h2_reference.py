@@ -30,13 +30,13 @@ from hyperframe.frame import (
 )
 
 from .._errors import ProxyError
+from ._accounts import AccountError, Windows
 from ._reference import MalformedError, Message
 from ._scenario import Http2
 from ._secure import AnyEnd, SecureEnd
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MOST_FRAME = 16384
-MOST_WINDOW = 2**31 - 1
 #: Bytes that wait for the link before content has to wait.
 HELD = 65536
 
@@ -56,58 +56,6 @@ _OF_CONNECTION = (
 )
 
 Fields = list[tuple[bytes, bytes]]
-
-
-class AccountError(MalformedError):
-    """A window went wrong."""
-
-
-# -- accounts ------------------------------------------------------------------------------------
-
-
-@attrs.define
-class Windows:
-    """The windows of one direction: the connection's and those of its streams."""
-
-    initial: int = 65535
-    connection: int = 65535
-    streams: dict[int, int] = attrs.field(factory=dict)
-
-    def stream(self, number: int) -> int:
-        """Return the window of a stream."""
-        return self.streams.setdefault(number, self.initial)
-
-    def room(self, number: int) -> int:
-        """Return how much content may be sent on a stream."""
-        return min(self.connection, self.stream(number))
-
-    def take(self, number: int, count: int) -> None:
-        """Let the bytes of a DATA frame through, padding and all."""
-        self.connection -= count
-        self.streams[number] = self.stream(number) - count
-
-    def give(self, number: int, count: int) -> None:
-        """Follow a WINDOW_UPDATE.
-
-        Raises:
-          AccountError: it goes over the top.
-        """
-        if not count:
-            raise AccountError("an increment of nothing")
-        if number:
-            size = self.streams[number] = self.stream(number) + count
-        else:
-            size = self.connection = self.connection + count
-        if size > MOST_WINDOW:
-            raise AccountError(f"a window of {size}")
-
-    def set_initial(self, size: int) -> None:
-        """Follow a SETTINGS_INITIAL_WINDOW_SIZE."""
-        for number in self.streams:
-            self.streams[number] += size - self.initial
-            if self.streams[number] > MOST_WINDOW:
-                raise AccountError(f"a window of {self.streams[number]}")
-        self.initial = size
 
 
 # -- streams -------------------------------------------------------------------------------------
@@ -226,7 +174,7 @@ class H2Peer:
             settings[_CONNECT] = 1
         self._settings(settings)
         if plan.more:
-            self._send(WindowUpdateFrame(0, window_increment=plan.more))
+            self.send(WindowUpdateFrame(0, window_increment=plan.more))
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -309,7 +257,8 @@ class H2Peer:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def _send(self, frame: Frame) -> None:
+    def send(self, frame: Frame) -> None:
+        """Send a frame, right or wrong."""
         if isinstance(frame, DataFrame):
             self.out.take(frame.stream_id, frame.flow_controlled_length)
         elif isinstance(frame, WindowUpdateFrame):
@@ -319,7 +268,7 @@ class H2Peer:
 
     def _settings(self, values: dict[int, int]) -> None:
         self._unacknowledged.append(values)
-        self._send(SettingsFrame(0, settings=values))
+        self.send(SettingsFrame(0, settings=values))
 
     def head(self, stream: Stream, fields: Fields, *, end: bool = False) -> None:
         """Send a head or trailers."""
@@ -328,7 +277,7 @@ class H2Peer:
         if end:
             frame.flags.add("END_STREAM")
             stream.sent_end = True
-        self._send(frame)
+        self.send(frame)
         self.lot.unpark_all()
 
     def open(self, fields: Fields, *, end: bool) -> Stream:
@@ -362,7 +311,7 @@ class H2Peer:
             if end and at == len(data):
                 frame.flags.add("END_STREAM")
                 stream.sent_end = True
-            self._send(frame)
+            self.send(frame)
             await trio.lowlevel.checkpoint()
         self.lot.unpark_all()
         return True
@@ -374,7 +323,7 @@ class H2Peer:
         """Reset a stream, unless it is over."""
         if not stream.over and not self.dead:
             stream.reset_here = code
-            self._send(RstStreamFrame(stream.number, error_code=code))
+            self.send(RstStreamFrame(stream.number, error_code=code))
             stream.lot.unpark_all()
             self.lot.unpark_all()
 
@@ -385,10 +334,10 @@ class H2Peer:
         if self.goaway_here is not None:
             last = min(last, self.goaway_here)
         self.goaway_here = last
-        self._send(GoAwayFrame(0, last_stream_id=last, error_code=code))
+        self.send(GoAwayFrame(0, last_stream_id=last, error_code=code))
         if not self.client:
             self._pings.append(_MARK)
-            self._send(PingFrame(0, opaque_data=_MARK))
+            self.send(PingFrame(0, opaque_data=_MARK))
         for number, stream in self.streams.items():
             if not self.client and number > last and not stream.over:
                 stream.disowned = True
@@ -397,19 +346,15 @@ class H2Peer:
 
     def odd(self) -> None:
         """Send what the other side has to take without a word."""
-        self._send(ExtensionFrame(0xBE, 0, 0, b""))
+        self.send(ExtensionFrame(0xBE, 0, 0, b""))
         self._pings.append(b"anybody?")
-        self._send(PingFrame(0, opaque_data=b"anybody?"))
-
-    def raw(self, frame: Frame) -> None:
-        """Send a frame that may be wrong."""
-        self._send(frame)
+        self.send(PingFrame(0, opaque_data=b"anybody?"))
 
     async def ping(self) -> bool:
         """Wait until the other side has read all that was sent; False where it is gone."""
         data = b"%08d" % len(self._pings)
         self._pings.append(data)
-        self._send(PingFrame(0, opaque_data=data))
+        self.send(PingFrame(0, opaque_data=data))
         while data in self._pings and not self.dead:
             await self.lot.park()
         return not self.dead
@@ -539,12 +484,12 @@ class H2Peer:
         self.most_streams = settings.get(_MAX_STREAMS, self.most_streams)
         self.takes_connect = bool(settings.get(_CONNECT, self.takes_connect))
         if not self.plan.rude:
-            self._send(SettingsFrame(0, flags=["ACK"]))
+            self.send(SettingsFrame(0, flags=["ACK"]))
 
     def _take_ping(self, frame: PingFrame) -> None:
         if "ACK" not in frame.flags:
             if not self.plan.deaf:
-                self._send(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]))
+                self.send(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]))
             return
         if not self._pings or frame.opaque_data != self._pings[0]:
             raise MalformedError("the answer to no PING")
@@ -583,12 +528,12 @@ class H2Peer:
     def _credit(self, stream: Stream) -> None:
         stalls = self.plan.stalls if trio.current_time() < self._credit_from else ""
         if self._uncredited and stalls not in ("all", "connection"):
-            self._send(WindowUpdateFrame(0, window_increment=self._uncredited))
+            self.send(WindowUpdateFrame(0, window_increment=self._uncredited))
             self._uncredited = 0
         if stalls in ("all", "stream"):
             return
         if stream.uncredited and not stream.complete and not stream.broken:
-            self._send(WindowUpdateFrame(stream.number, window_increment=stream.uncredited))
+            self.send(WindowUpdateFrame(stream.number, window_increment=stream.uncredited))
             stream.uncredited = 0
 
     def _ended(self, stream: Stream) -> None:

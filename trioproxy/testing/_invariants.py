@@ -213,13 +213,12 @@ def _calm_streams(observed: Observed) -> bool:
     over_http2 = any(name.speaks.startswith("h2") for name in scenario.names)
     for _, _, request in scenario.requests():
         for answer in request.answers:
-            # What ends a connection there, ends what others have under way.
-            if over_http2 and (answer.cut is not None or answer.after in ("drop", "close")):
+            # What ends a connection there, ends what others have under way; a reset does not.
+            if over_http2 and (
+                (answer.cut is not None and answer.code is None)
+                or answer.after in ("drop", "close")
+            ):
                 return False
-            if answer.code is not None or answer.wrong is not None:
-                return False
-        if request.reset is not None or request.wrong is not None:
-            return False
     return True
 
 
@@ -234,6 +233,9 @@ def _calm_answers(observed: Observed) -> Iterator[str]:
         if (
             request.method not in IDEMPOTENT
             or not asked.whole
+            or request.reset is not None
+            or request.wrong is not None
+            or any(each.code is not None or each.wrong is not None for each in answers)
             or request.blocks > 3000  # more than can be repeated
             # An origin may not know extended CONNECT, a client may not be told a plain success.
             or (request.upgrade and (over_http2 or asked.stream is not None))
@@ -286,7 +288,8 @@ def _honest_end(observed: Observed, asked: Asked) -> Iterator[str]:
     # An HTTP/1 client has all when it has all bytes: it cannot know of what came behind them.
     by_count = asked.stream is None and final.get(b"content-length") is not None
     if (received.stream is not None and not by_count) and (
-        not received.stream.sent_end or received.answer.wrong is not None
+        not received.stream.sent_end
+        or (received.answer.wrong is not None and not asked.request.upgrade)
     ):
         yield f"2: request {asked.number} got a clean end of what had none, or was malformed"
     expected = blocks(b"a", received.number, received.attempt, received.answer.blocks)

@@ -332,7 +332,7 @@ class Origins:
             peer.head(stream, [*plain, (b"connection", b"close")], end=True)
         elif wrong == "length":
             peer.head(stream, [*plain, (b"content-length", b"7")])
-            peer.raw(DataFrame(stream.number, data=b"8 bytes.", flags=["END_STREAM"]))
+            peer.send(DataFrame(stream.number, data=b"8 bytes.", flags=["END_STREAM"]))
             stream.sent_end = True
         elif wrong == "interim":
             peer.head(stream, [(b":status", b"103")], end=True)

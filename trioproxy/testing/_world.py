@@ -120,7 +120,7 @@ class World(Stage):
                     self.problem(f"4: streams on an idle connection: {connection}")
                 if side.peer is not None and quiet:
                     self._check_windows(connection, side.peer, "the connection to the origin")
-            if side.state == "busy" and not lost:
+            if side.state == "busy" and quiet:
                 self.problem("4: an idle connection is between messages, its origin is not")
 
     # -- windows ---------------------------------------------------------------------------------
