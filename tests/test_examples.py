@@ -498,7 +498,23 @@ async def test_per_user_key_keeps_users_and_languages_apart() -> None:
         assert (await ask(running.urls[0], forged)).status == 401
 
 
-async def test_purge_wants_the_token_and_forgets_one_or_all_of_a_tag() -> None:
+async def test_c_14_a_purge_that_nobody_takes_goes_to_the_origin() -> None:
+    async with (
+        a_cacheable_origin() as peer,
+        serving(caching_gateway.gateway(peer)) as running,
+    ):
+        url, target = running.urls[0], "/page?max-age=60,must-revalidate"
+        first = await ask(url, get(target))
+        passed_on = await ask(url, get(target, method="PURGE"))
+        assert passed_on.body.startswith(b"/page: answer 2\n")
+        assert "cache-status" not in passed_on.fields
+        again = await ask(url, get(target))
+        # It was no safe method, so that what was stored has gone (RFC 9111 section 4.4).
+        assert first.body.startswith(b"/page: answer 1\n")
+        assert again.body.startswith(b"/page: answer 3\n")
+
+
+async def test_c_14_purge_wants_the_token_and_forgets_one_or_all_of_a_tag() -> None:
     async with a_cacheable_origin() as peer, serving(purge.gateway(peer, "secret")) as running:
         url = running.urls[0]
         one, two = "/news/1?max-age=60", "/news/2?max-age=60"
