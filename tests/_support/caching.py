@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from tests._support.recording import (
+    Adapt,
     Ctx,
     Gateway,
     Origin,
@@ -46,6 +47,7 @@ from trioproxy.cache import (
 )
 from trioproxy.proxy._filters import ProxyHttp
 from trioproxy.semantics._cache_control import CacheControl
+from trioproxy.transport._byte_stream import StreamAdapter
 
 #: The wall clock where Trio's clock says 0.
 EPOCH = 1.5e9
@@ -281,6 +283,7 @@ async def open_cache(
     *,
     conf: ServerConf | None = None,
     lockstep: bool = False,
+    adapt: Adapt = StreamAdapter,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway with wall time on Trio's clock and a place for what runs in the background.
 
@@ -289,10 +292,14 @@ async def open_cache(
       origins: See `open_gateway`.
       conf: Timeouts and limits.
       lockstep: Let every write wait until the other party has read it all.
+      adapt: Makes the gateway's transports.
     """
     with clock_from(lambda: EPOCH + trio.current_time()):
-        async with trio.open_nursery() as background:
-            async with open_gateway(proxy, origins, conf=conf, lockstep=lockstep) as gateway:
+        async with trio.open_nursery() as outer:
+            background = await outer.start(_host)
+            async with open_gateway(
+                proxy, origins, conf=conf, lockstep=lockstep, adapt=adapt
+            ) as gateway:
                 gateway.services.nursery = background
                 yield gateway
                 for client in gateway.clients:
@@ -301,8 +308,16 @@ async def open_cache(
                 await settled()
                 assert gateway.services.background == 0
             assert not background.child_tasks
+            background.cancel_scope.cancel()
             if isinstance(proxy, CacheRecorder):
                 check_clean(proxy)
+
+
+async def _host(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Keep a nursery open that can be cancelled by itself."""
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()
 
 
 async def settled() -> None:
@@ -334,11 +349,11 @@ class Steps:
 
     Attributes:
       asked: The requests that came.
-      steps: What is sent for each request in turn, the last repeated: bytes are sent, an event is
-        waited for, None closes the connection.
+      steps: What is done for each request in turn, the last repeated: bytes are sent, an event is
+        waited for, as are seconds, None closes the connection.
     """
 
-    steps: list[list[bytes | trio.Event | None]]
+    steps: list[list[bytes | trio.Event | float | None]]
     asked: list[Any] = attrs.field(factory=list)
 
     def origin(self) -> Origin:
@@ -357,6 +372,8 @@ class Steps:
                         return
                     if isinstance(step, trio.Event):
                         await step.wait()
+                    elif isinstance(step, float):
+                        await trio.sleep(step)
                     else:
                         await wire.send(step)
 

@@ -1152,7 +1152,7 @@ class Wait:
 
     name: str
     #: What the writer's request gets, before and behind the moment when the reader waits.
-    steps: list[bytes | trio.Event | None]
+    steps: list[bytes | trio.Event | float | None]
     expected: list[str]
     phase: str
     writer: str

@@ -29,8 +29,9 @@ from .._messages import (
 )
 from ..cache._http_cache import HttpCache
 from ..cache._lock import LockStatus
-from ..cache._phase import CachePhase, HitStatus, PurgeStatus
+from ..cache._phase import CachePhase, CacheStateError, HitStatus, PurgeStatus
 from ..cache._policy import Cacheable, NoCacheReason, merge_not_modified
+from ..cache._storage import declared_size
 from ..semantics._conditional import evaluate_conditions, not_modified, precondition_failed
 from ..semantics._forwarding import strip_response
 from ..semantics._range import (
@@ -68,6 +69,10 @@ class ServeStored(Exception):
 def warn(what: str, exc: Exception) -> None:
     """Log what went wrong with the cache, which is no matter of the client's."""
     log.warning("%s: %s: %s", what, type(exc).__name__, exc, exc_info=exc)
+
+
+def _too_large(exc: Exception) -> bool:
+    return isinstance(exc, ProxyError) and exc.etype == ErrorType.ResponseTooLarge
 
 
 # -- before the upstream -------------------------------------------------------------------------
@@ -140,8 +145,8 @@ async def _look_up(
     while True:
         try:
             found = await _find(session, filters, ctx, cache)
-        except ProxyError as exc:
-            if session._phase != "cache_lookup":
+        except Exception as exc:
+            if session._phase != "cache_lookup" or isinstance(exc, CacheStateError):
                 raise
             warn("a look-up in the cache failed", exc)
             if cache.enabled():
@@ -392,6 +397,8 @@ class HitStream(UpstreamStream):
                 self._ended = True
                 return batch
             await trio.lowlevel.checkpoint()
+            if self._handler.size is None:
+                return batch  # its content is still being written, and may take its time
         if self._ended:
             await trio.sleep_forever()
         if self._plan is None:
@@ -444,7 +451,14 @@ class TapStream(UpstreamStream):
     """The origin's side of an exchange, with the cache looking on."""
 
     def __init__(
-        self, inner: UpstreamStream, session: Session, filters: Filters, ctx: Any, cache: HttpCache
+        self,
+        inner: UpstreamStream,
+        session: Session,
+        filters: Filters,
+        ctx: Any,
+        cache: HttpCache,
+        *,
+        rewritten: bool,
     ) -> None:
         """Look on at an attempt.
 
@@ -453,7 +467,9 @@ class TapStream(UpstreamStream):
           session: The client's.
           filters: Its callbacks; those of the upstream's side run here.
           ctx: Its context.
-          cache: Its cache, enabled or bypassed.
+          cache: Its cache, enabled or bypassed, or disabled behind `fill_request`.
+          rewritten: Whether the request was rewritten to fill the cache: then the client's
+            conditions and ranges are applied here.
         """
         self._inner = inner
         self._session = session
@@ -464,11 +480,16 @@ class TapStream(UpstreamStream):
         self.reused = inner.reused
         self.body_bytes_received = 0
         self.write_pending_time = 0.0
-        #: Whether the request was rewritten to fill the cache: then the client's conditions and
-        #: ranges are applied here.
-        self.rewritten = cache.enabled()
+        self.rewritten = rewritten
+        #: Whether a filter runs here that may change how long the content is.
+        self.alters = (
+            filters.upstream_response_filter is not None
+            or filters.upstream_response_body_filter is not None
+        )
         #: Whether the response is being stored.
         self.filling = False
+        self._filled = False
+        self._written = 0
         self._counting = False
         self._over = False
         self._head_only = session.req_header().method == "HEAD"
@@ -504,7 +525,8 @@ class TapStream(UpstreamStream):
     @property
     def outlives_client(self) -> bool:
         """Whether the transfer goes on without its client (trait 6.4)."""
-        return self.filling and self._cache.storage_supports_streaming_partial_write()
+        stores = self.filling or self._filled
+        return stores and self._cache.storage_supports_streaming_partial_write()
 
     def fileno(self) -> int:
         """Return the socket's descriptor, or -1."""
@@ -564,7 +586,8 @@ class TapStream(UpstreamStream):
         if confirmed:
             await self._revalidate(head)
             raise ServeStored
-        self._has_body = head.facts is None or head.facts.has_body
+        # What comes behind a 101 has an end as well, which a filter is told.
+        self._has_body = head.status == 101 or head.facts is None or head.facts.has_body
         if cache.bypassing():
             await self._reconsider(head)
         elif cache.enabled():
@@ -646,10 +669,16 @@ class TapStream(UpstreamStream):
         if vary is not None:
             self._session._phase = "cache_vary_filter"
             cache.update_variance(vary(meta, self._ctx, self._session.req_header()))
+        # A client that is gone already is not to take others along, who read what is stored here.
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
             await cache.set_miss_handler()
-        except ProxyError as exc:
-            if exc.etype == ErrorType.ResponseTooLarge:
+        except CacheStateError:
+            raise
+        except Exception as exc:
+            if _too_large(exc):
+                self._session.ignore_downstream_range = True
+                cache.response_became_uncacheable(NoCacheReason.ResponseTooLarge)
                 cache.disable(NoCacheReason.ResponseTooLarge)
             else:
                 warn("the cache takes nothing in", exc)
@@ -775,10 +804,13 @@ class TapStream(UpstreamStream):
             self.filling = False
             return
         try:
+            self._written += len(data)
             self.filling = await cache.write_miss_body(data, last)
-        except ProxyError as exc:
+        except CacheStateError:
+            raise
+        except Exception as exc:
             self.filling = False
-            if exc.etype == ErrorType.ResponseTooLarge:
+            if _too_large(exc):
                 cache.response_became_uncacheable(NoCacheReason.ResponseTooLarge)
                 cache.disable(NoCacheReason.ResponseTooLarge)
             else:
@@ -794,10 +826,25 @@ class TapStream(UpstreamStream):
         if self.filling:
             self.filling = False
             try:
+                self._check_length(cache.cache_meta())
                 await cache.finish_miss_handler()
-            except ProxyError as exc:
+                self._filled = True
+            except CacheStateError:
+                raise
+            except Exception as exc:
                 warn("the cache did not keep a response", exc)
                 cache.disable(NoCacheReason.StorageError)
+
+    def _check_length(self, meta: CacheMeta) -> None:
+        """Refuse to keep what is longer or shorter than its own head says (decision 41)."""
+        declared = declared_size(meta)
+        if self._has_body and declared is not None and declared != self._written:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                f"{self._written} bytes were stored of a response whose Content-Length "
+                f"is {declared}: a filter of the upstream's side that changes its length removes "
+                "that in upstream_response_filter",
+            ).into_in()
 
     async def finish_fill(self) -> None:
         """Take the rest of a response for the cache, when its client has all it wants.

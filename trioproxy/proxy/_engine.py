@@ -109,8 +109,13 @@ class Services:
         request = session.req_header().copy()
         request.method = "GET"
         info = session.downstream_session.info
+        permit = cache.take_write_lock()
+        try:
+            self.nursery.start_soon(renew, self, request, info, permit)
+        except RuntimeError:  # it has ended: so does the server
+            cache.set_write_lock(permit)
+            return False
         self.background += 1  # `renew` takes it off
-        self.nursery.start_soon(renew, self, request, info, cache.take_write_lock())
         return True
 
     def count_error(self, error: ProxyError) -> None:
@@ -143,6 +148,21 @@ def _let_go(session: Session) -> None:
     """Give back what a session holds of the cache, as others may wait for it."""
     if session._cache is not None:
         session._cache.close()
+
+
+def _fill(request: RequestHeader, cache: HttpCache) -> bool:
+    """Make a request one that fills the cache, where that is right; tell whether it was.
+
+    The conditions of a method that may change something are for the origin alone (RFC 9110 section
+    13.1.1: they keep updates from being lost).
+    """
+    if not cache.enabled():
+        return False
+    stored = stored_validators(cache)
+    if stored is None and request.method not in ("GET", "HEAD"):
+        return False
+    fill_request(request, stored)
+    return True
 
 
 def _half_stored(cache: HttpCache) -> bool:
@@ -403,16 +423,22 @@ class Engine:
             return self._connect_failed(session, ctx, peer, error)
         upstream = session._upstream = lease.stream
         session._held = (peer, upstream.reused)
+        stored = False
         try:
-            await self._carry(session, ctx, nursery, peer, upstream)
+            stored = await self._carry(session, ctx, nursery, peer, upstream)
         except Exception as exc:  # the single catch, second half: this attempt's fate
             error = as_proxy_error(exc, session)
         else:
             session._held = None
-            return None
+            if not stored:
+                return None
         finally:
             lease.release()
         cache = session._cache
+        if stored:  # a slow client is not to keep the origin's connection from others meanwhile
+            assert cache is not None
+            await serve_stored(session, filters, ctx, self._conf, cache)
+            return None
         if cache is not None and cache.phase() in FILLING and cache.miss_handler() is not None:
             cache.disable(NoCacheReason.UpstreamError)  # another attempt cannot go on with it
         if error.root_etype() == ErrorType.H2Downgrade:
@@ -431,7 +457,8 @@ class Engine:
         nursery: trio.Nursery,
         peer: HttpPeer,
         upstream: UpstreamStream,
-    ) -> None:
+    ) -> bool:
+        """Carry the exchange; True where what is stored is to be served in place of its response."""
         filters, conf, options = self._filters, self._conf, peer.options
         read_timeout, write_timeout = options.read_timeout, options.write_timeout
         upstream.read_timeout = conf.read_timeout if read_timeout is None else read_timeout
@@ -453,24 +480,22 @@ class Engine:
         if request.method in METHODS:
             count_down(request)
         cache = session._cache
-        if cache is not None and cache.enabled():
-            fill_request(request, stored_validators(cache))
+        rewritten = cache is not None and _fill(request, cache)
         if filters.upstream_request_filter is not None:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
         tap = None
         if cache is not None:
             session._sent, session._asked_at, session._not_modified = request, wall_time(), None
-        if cache is not None and (cache.enabled() or cache.bypassing()):
-            tap = upstream = TapStream(upstream, session, filters, ctx, cache)
+        if cache is not None and (rewritten or cache.enabled() or cache.bypassing()):
+            tap = upstream = TapStream(upstream, session, filters, ctx, cache, rewritten=rewritten)
             filters = filters.of_client
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
+        exchange.altered = tap is not None and tap.alters
         try:
             first = await run_exchange(exchange, nursery)
         except ServeStored:
-            assert cache is not None
-            await serve_stored(session, self._filters, ctx, conf, cache)
-            return
+            return True
         except ProxyError as exc:
             if (
                 tap is None
@@ -489,6 +514,7 @@ class Engine:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf
             await run_tunnel(exchange, nursery, first)
+        return False
 
     def _connect_failed(
         self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError

@@ -52,6 +52,8 @@ class Exchange:
     conf: ServerConf
     #: Why the origin no longer takes the upload: the response may still come.
     send_error: ProxyError | None = None
+    #: Whether filters of the upstream's side have run already, so that lengths are to be checked.
+    altered: bool = False
 
 
 @attrs.define(eq=False)
@@ -348,11 +350,13 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                         "response_body_filter"
                         if body_filter is not None
                         else "upstream_response_body_filter"
-                        if upstream_body_filter is not None
+                        if upstream_body_filter is not None or exchange.altered
                         else "response_filter",
                     )
-                    declared.changed = filtered or (
-                        head.headers.get_bytes(b"content-length") != length_as_received
+                    declared.changed = (
+                        filtered
+                        or exchange.altered
+                        or head.headers.get_bytes(b"content-length") != length_as_received
                     )
                 out.append(head)
             elif kind is Trailers:
