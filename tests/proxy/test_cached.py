@@ -567,6 +567,46 @@ async def test_a_stale_response_is_served_while_it_is_renewed(
             await check(Ask(FRESH), gateway, origin)
 
 
+async def test_reloads_that_come_together_ask_the_origin_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Message] = []
+    goes_on = trio.Event()
+    bodies: list[bytes] = []
+
+    async def origin(wire: Wire) -> None:
+        while True:
+            try:
+                asked.append(await wire.message())
+            except CutError:
+                return
+            number = len(asked)
+            if number > 1:
+                await goes_on.wait()
+            await wire.send(says("Cache-Control: max-age=60", body=f"{number}"))
+
+    async def reload() -> None:
+        request = Ask(None, fields=("Cache-Control: no-cache",)).request()
+        bodies.append((await gateway.exchange(request)).body)
+
+    shared = SharedCache(storage=MemoryStorage(2**20))
+    with clock_at(NOW, monkeypatch) as clock:
+        async with open_gateway(Cached(shared_cache=shared), origin) as gateway:
+            await gateway.exchange(HIT.request())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reload)
+                await trio.testing.wait_all_tasks_blocked()
+                clock.now += 10
+                # The first was sent before these came: they do not take what it brings.
+                for _ in range(5):
+                    nursery.start_soon(reload)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(asked) == 2
+                goes_on.set()
+            assert sorted(bodies) == [b"2"] + [b"3"] * 5
+            assert len(asked) == 3
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 async def test_an_origin_that_closes_a_pooled_connection_costs_no_request(method: str) -> None:
     asked: list[tuple[int, bytes]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import attrs
+import trio
 
 from .._clock import wall_time
 from .._errors import ErrorSource, ProxyError
@@ -82,6 +83,8 @@ class CachingProxy(ProxyHttp[CtxT]):
         verdict = self.shared_cache.policy.reuse(request, meta, now=now)
         if verdict in (Verdict.FRESH, Verdict.STALE_ALLOWED):
             return None if is_fresh else ForcedFreshness.FORCE_FRESH
+        if is_fresh and _asked_since(session, meta, now):
+            return None  # no request of its own would bring a newer one
         if verdict is Verdict.REVALIDATE_BEHIND and self._only_if_cached(request):
             return ForcedFreshness.FORCE_FRESH  # and nothing is fetched behind it
         if verdict in (Verdict.MISS, Verdict.ONLY_IF_CACHED):
@@ -157,7 +160,7 @@ class CachingProxy(ProxyHttp[CtxT]):
             key = default_cache_key(target)
             try:
                 await shared.storage.purge(key.compact(), PurgeType.INVALIDATION)
-            except ProxyError as exc:
+            except Exception as exc:  # of the storage, which may be anybody's
                 session._services.log.warning("a stored response was not invalidated: %s", exc)
             if shared.predictor is not None:
                 shared.predictor.mark_cacheable(key)
@@ -172,6 +175,18 @@ class CachingProxy(ProxyHttp[CtxT]):
         member = describe(shared.name, session._cache)
         if member is not None:
             upstream_response.headers.add(b"Cache-Status", member)
+
+
+def _asked_since(session: Session, meta: CacheMeta, now: float) -> bool:
+    """Tell whether a response was asked for since this request came, by one that it waited for.
+
+    Then it is as new as if it had been fetched for this request (RFC 9111 section 4): many clients
+    that reload at one time do not have to go to the origin one after the other.
+    """
+    if session.cache.lock_duration() is None:
+        return False
+    came = now - (trio.current_time() - session._started)
+    return meta.updated - meta.initial_age >= came
 
 
 _FORWARDED = {"miss": "miss", "expired": "stale", "revalidated": "stale", "bypass": "bypass"}
