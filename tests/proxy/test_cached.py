@@ -607,6 +607,22 @@ async def test_reloads_that_come_together_ask_the_origin_together(
             assert len(asked) == 3
 
 
+async def test_who_lets_nothing_be_stored_neither_waits_nor_has_others_wait() -> None:
+    asked: list[Message] = []
+
+    async def origin(wire: Wire) -> None:
+        asked.append(await wire.message())
+        await wire.more()  # no answer: all there is to see is who asks
+
+    ask = Ask(None, fields=("Cache-Control: no-store",)).request()
+    shared = SharedCache(storage=MemoryStorage(2**20))
+    async with open_gateway(Cached(shared_cache=shared), origin) as gateway:
+        for request, count in ((ask, 1), (ask, 2), (HIT.request(), 3), (HIT.request(), 3)):
+            await gateway.connect().send(request)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(asked) == count
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 async def test_an_origin_that_closes_a_pooled_connection_costs_no_request(method: str) -> None:
     asked: list[tuple[int, bytes]] = []

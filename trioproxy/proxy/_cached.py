@@ -24,6 +24,8 @@ from ._session import Session
 
 CtxT = TypeVar("CtxT")
 
+_NOTHING = CacheControl()
+
 
 @attrs.define(slots=False, kw_only=True)
 class CachingProxy(ProxyHttp[CtxT]):
@@ -51,13 +53,15 @@ class CachingProxy(ProxyHttp[CtxT]):
             return
         if request.method != "POST" and not session.is_body_empty():
             return  # row C-15
+        asked = self._asks(request)
         # A POST leaves something at most, and who wants only what is stored fetches nothing: they
-        # neither wait for others nor have others wait, and are looked up whatever was predicted.
-        alone = request.method == "POST" or self._only_if_cached(request)
+        # are looked up whatever was predicted. Neither has others wait for it or waits itself, nor
+        # does who lets nothing be stored.
+        alone = request.method == "POST" or asked.only_if_cached
         session.cache.enable(
             shared.storage,
             predictor=None if alone else shared.predictor,
-            cache_lock=None if alone else shared.lock,
+            cache_lock=None if alone or asked.no_store else shared.lock,
             option_overrides=CacheOptionOverrides(wait_timeout=shared.wait_timeout),
         )
         if shared.max_file_size is not None:
@@ -85,7 +89,7 @@ class CachingProxy(ProxyHttp[CtxT]):
             return None if is_fresh else ForcedFreshness.FORCE_FRESH
         if is_fresh and _asked_since(session, meta, now):
             return None  # no request of its own would bring a newer one
-        if verdict is Verdict.REVALIDATE_BEHIND and self._only_if_cached(request):
+        if verdict is Verdict.REVALIDATE_BEHIND and self._asks(request).only_if_cached:
             return ForcedFreshness.FORCE_FRESH  # and nothing is fetched behind it
         if verdict in (Verdict.MISS, Verdict.ONLY_IF_CACHED):
             return ForcedFreshness.FORCE_MISS
@@ -97,17 +101,17 @@ class CachingProxy(ProxyHttp[CtxT]):
 
     def cache_miss(self, session: Session, ctx: CtxT) -> None:
         """Go on to the origin, unless the client wants only what is stored: 504."""
-        if self._only_if_cached(session.req_header()):
+        if self._asks(session.req_header()).only_if_cached:
             raise ProxyError.status(504, "only-if-cached, and nothing fits")
         session.cache.cache_miss()
 
-    def _only_if_cached(self, request: RequestHeader) -> bool:
-        """Tell whether a client wants only what is stored (RFC 9111 section 5.2.1.7)."""
+    def _asks(self, request: RequestHeader) -> CacheControl:
+        """Return what a client says of caching, nothing where that is ignored."""
         assert self.shared_cache is not None
-        if not self.shared_cache.policy.honour_request:
-            return False
-        asked = CacheControl.of(request.headers)
-        return asked is not None and asked.only_if_cached
+        asked = None
+        if self.shared_cache.policy.honour_request:
+            asked = CacheControl.of(request.headers)
+        return asked or _NOTHING
 
     def response_cache_filter(
         self, session: Session, resp: ResponseHeader, ctx: CtxT
