@@ -567,8 +567,12 @@ async def test_a_stale_response_is_served_while_it_is_renewed(
             await check(Ask(FRESH), gateway, origin)
 
 
-async def test_reloads_that_come_together_ask_the_origin_together(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [(("Cache-Control: no-cache",), "max-age=60"), ((), "no-cache"), ((), "s-maxage=0")],
+)
+async def test_requests_that_each_want_a_validation_share_those_that_come_after_them(
+    fields: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Message] = []
     goes_on = trio.Event()
@@ -583,23 +587,23 @@ async def test_reloads_that_come_together_ask_the_origin_together(
             number = len(asked)
             if number > 1:
                 await goes_on.wait()
-            await wire.send(says("Cache-Control: max-age=60", body=f"{number}"))
+            tag = f'ETag: "{number}"'
+            await wire.send(says(f"Cache-Control: {said}", tag, body=f"{number}"))
 
-    async def reload() -> None:
-        request = Ask(None, fields=("Cache-Control: no-cache",)).request()
-        bodies.append((await gateway.exchange(request)).body)
+    async def come() -> None:
+        bodies.append((await gateway.exchange(Ask(None, fields=fields).request())).body)
 
     shared = SharedCache(storage=MemoryStorage(2**20))
     with clock_at(NOW, monkeypatch) as clock:
         async with open_gateway(Cached(shared_cache=shared), origin) as gateway:
             await gateway.exchange(HIT.request())
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(reload)
+                nursery.start_soon(come)
                 await trio.testing.wait_all_tasks_blocked()
                 clock.now += 10
                 # The first was sent before these came: they do not take what it brings.
                 for _ in range(5):
-                    nursery.start_soon(reload)
+                    nursery.start_soon(come)
                 await trio.testing.wait_all_tasks_blocked()
                 assert len(asked) == 2
                 goes_on.set()

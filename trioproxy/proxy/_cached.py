@@ -85,10 +85,8 @@ class CachingProxy(ProxyHttp[CtxT]):
         now = wall_time()
         request = session.req_header()
         verdict = self.shared_cache.policy.reuse(request, meta, now=now)
-        if verdict in (Verdict.FRESH, Verdict.STALE_ALLOWED):
+        if verdict in (Verdict.FRESH, Verdict.STALE_ALLOWED) or _asked_since(session, meta, now):
             return None if is_fresh else ForcedFreshness.FORCE_FRESH
-        if is_fresh and _asked_since(session, meta, now):
-            return None  # no request of its own would bring a newer one
         if verdict is Verdict.REVALIDATE_BEHIND and self._asks(request).only_if_cached:
             return ForcedFreshness.FORCE_FRESH  # and nothing is fetched behind it
         if verdict in (Verdict.MISS, Verdict.ONLY_IF_CACHED):
@@ -184,8 +182,9 @@ class CachingProxy(ProxyHttp[CtxT]):
 def _asked_since(session: Session, meta: CacheMeta, now: float) -> bool:
     """Tell whether a response was asked for since this request came, by one that it waited for.
 
-    Then it is as new as if it had been fetched for this request (RFC 9111 section 4): many clients
-    that reload at one time do not have to go to the origin one after the other.
+    Then it is as new as if it had been fetched for this request (RFC 9111 section 4): where many
+    clients come at one time for what has to be validated for each, they need not go to the origin
+    one after the other.
     """
     if session.cache.lock_duration() is None:
         return False
