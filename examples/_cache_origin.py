@@ -73,6 +73,8 @@ class Origin:
 
     def answer(self, request: h11.Request) -> tuple[int, list[tuple[str, str]], bytes]:
         """Return status, fields and content."""
+        if request.method == b"POST":
+            return 200, [("Content-Type", "text/plain")], b"broken\n" if self.broken else b"fine\n"
         sent = dict(request.headers)
         path, _, says = request.target.decode().partition("?")
         tag = '"1"'
