@@ -13,7 +13,7 @@ import trio.testing
 
 from tests._support.recording import ORIGIN, CutError, Gateway, Message, Wire, open_gateway
 from trioproxy import CachingProxy, HttpPeer, Session, _clock
-from trioproxy.cache import DiskStorage, MemoryStorage, SharedCache, SharedPolicy, Storage
+from trioproxy.cache import CacheKey, DiskStorage, MemoryStorage, SharedCache, SharedPolicy, Storage
 
 NOW = 1.5e9
 #: The dates of an hour before it and of ten thousand seconds before it.
@@ -653,3 +653,28 @@ async def test_an_origin_that_closes_a_pooled_connection_costs_no_request(method
         response = await gateway.exchange(request, bodiless=method == "HEAD")
         assert response.status == 200
         assert asked == [(0, b""), (0, content), (1, content)]
+
+
+@attrs.define
+class PerUser(Cached):
+    """Keys of its own."""
+
+    def cache_key_callback(self, session: Session, ctx: None) -> CacheKey:
+        return CacheKey(b"users", (session.get_header("user") or "").encode())
+
+
+async def test_an_unsafe_method_drops_what_a_key_of_the_users_own_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origin = Origin()
+    shared = SharedCache(storage=MemoryStorage(2**20))
+    with clock_at(NOW, monkeypatch):
+        async with open_gateway(PerUser(shared_cache=shared), origin) as gateway:
+            for ask in (
+                Ask(FRESH, fields=("User: a",)),
+                Ask(FRESH, fields=("User: b",)),
+                Ask(says(), method="POST", fields=("User: a",)),
+                Ask(OTHER, fields=("User: a",), body=b"two"),
+                Ask(None, fields=("User: b",)),
+            ):
+                await check(ask, gateway, origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import attrs
@@ -158,8 +159,17 @@ class CachingProxy(ProxyHttp[CtxT]):
         request = session.req_header()
         if request.method in ("GET", "HEAD"):
             return
-        for target in shared.policy.invalidates(request, upstream_response):
-            key = default_cache_key(target)
+        targets = shared.policy.invalidates(request, upstream_response)
+        if not targets:
+            return
+        keys = [default_cache_key(target) for target in targets]
+        try:  # what is stored under a key of the user's own is this request's matter alone
+            keys.append(self.cache_key_callback(session, ctx))
+        except Exception as exc:
+            session._services.log.warning(
+                "cache_key_callback failed, so that nothing is dropped: %s", exc
+            )
+        for key in dict.fromkeys(keys):
             try:
                 await shared.storage.purge(key.compact(), PurgeType.INVALIDATION)
             except Exception as exc:  # of the storage, which may be anybody's
@@ -174,7 +184,7 @@ class CachingProxy(ProxyHttp[CtxT]):
         shared = self.shared_cache
         if shared is None or shared.name is None or upstream_response.status < 200:
             return
-        member = describe(shared.name, session._cache)
+        member = describe(shared.name, session._cache, session.req_header().method)
         if member is not None:
             upstream_response.headers.add(b"Cache-Status", member)
 
@@ -195,14 +205,14 @@ def _asked_since(session: Session, meta: CacheMeta, now: float) -> bool:
 _FORWARDED = {"miss": "miss", "expired": "stale", "revalidated": "stale", "bypass": "bypass"}
 
 
-def describe(name: str, cache: HttpCache | None) -> bytes | None:
+def describe(name: str, cache: HttpCache | None, method: str = "GET") -> bytes | None:
     """Return the member of Cache-Status for what the cache was to a request, None for nothing."""
     if cache is None:
         return None
     phase = cache.phase()
     collapsed = cache.lock_duration() is not None
     meta = cache.maybe_cache_meta()
-    ttl = None if meta is None else int(meta.fresh_until - wall_time())
+    ttl = None if meta is None else math.floor(meta.fresh_until - wall_time())
     if phase is CachePhase.Hit:
         forced = cache.hit_status() is HitStatus.FORCE_FRESH
         return cache_status(
@@ -214,8 +224,9 @@ def describe(name: str, cache: HttpCache | None) -> bytes | None:
     if forward is None:
         if cache.maybe_cache_key() is None:
             return None
-        return cache_status(name, fwd="uri-miss", collapsed=collapsed, detail=str(phase.reason))
+        why: Any = "uri-miss" if method in ("GET", "HEAD") else "method"
+        return cache_status(name, fwd=why, collapsed=collapsed, detail=str(phase.reason))
     stored = phase in (CachePhase.Miss, CachePhase.Expired)
     if forward == "miss":
-        forward = "uri-miss"
+        forward = "uri-miss" if method in ("GET", "HEAD") else "method"
     return cache_status(name, fwd=forward, stored=stored, collapsed=collapsed)

@@ -321,8 +321,14 @@ async def serve_stored(
     try:
         handler = cache.hit_handler()
         head = stored_head(cache)
-        chosen = fit_to_request(session, filters, ctx, head, ranges=handler.can_seek())
         request = session.req_header()
+        # The origin need not have said how long it is: a part can be had all the same.
+        measured = b"range" in request.headers and b"content-length" not in head.headers
+        if measured and handler.size is not None and head.status == 200:
+            head.headers.set(b"Content-Length", b"%d" % handler.size)
+        chosen = fit_to_request(session, filters, ctx, head, ranges=handler.can_seek())
+        if measured and isinstance(chosen, NoRange):
+            head.headers.remove(b"content-length")  # a filter of the content is free as before
         if request.method == "HEAD" or head.status in (204, 304):
             chosen = None
         stream = HitStream(session.downstream_session.info, head, handler, chosen)
