@@ -38,6 +38,7 @@ import trio
 import trioproxy
 from trioproxy import HttpPeer, Listener, TlsSettings
 
+from ._cache_origin import serve as serve_cacheable
 from ._connect_server import serve as serve_connect
 from ._gateway import Broken, Gateway
 from ._grpc_origin import serve as serve_grpc
@@ -50,7 +51,14 @@ HERE = Path(__file__).parent
 #: What the certificates of an example are for, which it finds in its last argument.
 CERTIFICATES = {"tls_gateway": ("one.test", "two.test"), "mtls": ("localhost", "me@example.test")}
 #: The examples whose origin is not that of all others.
-ORIGINS = {"grpc_router": serve_grpc}
+ORIGINS = {
+    "grpc_router": serve_grpc,
+    "caching_gateway": serve_cacheable,
+    "image_origin": serve_cacheable,
+    "per_user_key": serve_cacheable,
+    "purge": serve_cacheable,
+    "stale_on_error": serve_cacheable,
+}
 
 
 def say(text: str = "") -> None:
@@ -400,6 +408,8 @@ def run_example(name: str, about: str) -> None:
             certificates = stack.enter_context(tempfile.TemporaryDirectory(prefix="trioproxy-"))
             make_certificates(Path(certificates), *CERTIFICATES[name])
             arguments.append(certificates)
+        if name == "image_origin":
+            arguments.append(stack.enter_context(tempfile.TemporaryDirectory(prefix="trioproxy-")))
         # What to try: the docstring from its first command on, with the address that is in use.
         command = re.search(r"^ *\$ ", text, re.MULTILINE)
         assert command is not None

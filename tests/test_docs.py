@@ -19,7 +19,29 @@ import pytest
 import trio
 
 import trioproxy
-from trioproxy import ErrorType, H2Limits, Listener, PeerOptions, ProxyHttp, ServerConf, TlsSettings
+from trioproxy import (
+    CachingProxy,
+    ErrorType,
+    H2Limits,
+    Listener,
+    PeerOptions,
+    ProxyHttp,
+    ServerConf,
+    TlsSettings,
+    cache,
+)
+from trioproxy.cache import (
+    CacheKey,
+    CacheLock,
+    CachePhase,
+    LockStatus,
+    NoCacheReason,
+    Predictor,
+    SharedCache,
+    SharedPolicy,
+    StorageStatistics,
+)
+from trioproxy.cache._phase import TRANSITIONS
 from trioproxy.proxy._plan import CALLBACKS
 from trioproxy.server import _cli
 
@@ -128,6 +150,116 @@ def test_the_reference_has_every_public_name() -> None:
         if not name.startswith("_") and getattr(value, "__module__", "") == "trioproxy"
     }
     assert public | {"__version__"} <= documented
+
+
+def test_the_reference_has_every_name_of_the_cache() -> None:
+    text = read("docs/reference.rst")
+    documented = re.findall(r"^\.\. (?:auto\w+|py:data):: trioproxy\.cache\.(\w+)", text, re.M)
+    public = [
+        name
+        for name, value in vars(cache).items()
+        if not name.startswith("_") and name != "annotations" and not inspect.ismodule(value)
+    ]
+    assert sorted(documented) == sorted(public)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in vars(cache) if name[0] != "_"))
+def test_what_the_cache_offers_says_what_it_is(name: str) -> None:
+    value = getattr(cache, name)
+    if not inspect.isclass(value):
+        return
+    assert value.__doc__
+    assert not any(value.__doc__ == base.__doc__ for base in value.__mro__[1:])
+    for member, what in vars(value).items():
+        if member[0] != "_" and (inspect.isroutine(what) or isinstance(what, property)):
+            assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
+    for field in attrs.fields(value) if attrs.has(value) else ():
+        assert re.search(rf"^ +{field.name}: [A-Z`]", value.__doc__, re.M), f"{name}.{field.name}"
+
+
+# -- the cache -----------------------------------------------------------------------------------
+
+CACHE_CALLBACKS = [name for name, _, _ in CALLBACKS if re.search("cache|purge|stale|range", name)]
+
+
+def test_the_callbacks_of_the_cache_are_listed_in_order() -> None:
+    rows = table("cache.rst", "cache-callbacks")
+    assert [plain(row[0]) for row in rows] == CACHE_CALLBACKS
+    assert len(CACHE_CALLBACKS) == 11
+    overridden = {name for name in CACHE_CALLBACKS if name in vars(CachingProxy)}
+    assert {plain(row[0]) for row in rows if row[2] != "nothing of its own"} == overridden
+
+
+def test_the_phases_of_the_cache_are_those_of_the_class() -> None:
+    documented = {plain(row[0]): plain(row[1]) for row in table("cache.rst", "cache-phases")}
+    plain_ones = {name for name in CachePhase.__annotations__ if name[0].isupper()}
+    phases = [getattr(CachePhase, name) for name in plain_ones]
+    phases += [
+        CachePhase.Disabled(NoCacheReason.Deferred),
+        CachePhase.RevalidatedNoCache(NoCacheReason.Deferred),
+    ]
+    assert documented == {phase.name: phase.text for phase in phases}
+
+
+def test_the_transitions_are_those_that_the_cache_allows() -> None:
+    rows = table("cache.rst", "cache-transitions")
+    documented = {plain(row[0]): frozenset(row[1].replace("``", "").split(", ")) for row in rows}
+    assert len(documented) == len(rows)
+    assert documented == TRANSITIONS
+
+
+def test_the_chart_of_phases_has_every_transition_that_leads_somewhere() -> None:
+    chart = read("docs/cache.rst").split(".. _cache-chart:\n", 1)[1].split("\n.. _", 1)[0]
+    arrows = re.findall(r"(\w+)(?: \([^)]*\))? ─*► (\w+)", chart)
+    charted: dict[str, set[str]] = {}
+    for event, target in arrows:
+        charted.setdefault(event, set()).add(target)
+    rows = table("cache.rst", "cache-transitions")
+    leads = {plain(row[0]): set(row[2].replace("``", "").split(", ")) for row in rows}
+    assert charted == {event: targets for event, targets in leads.items() if targets != {"stays"}}
+    names = {phase for targets in charted.values() for phase in targets}
+    assert names | {"Disabled"} == {plain(row[0]) for row in table("cache.rst", "cache-phases")}
+
+
+def test_the_reasons_for_no_cache_are_those_of_the_class() -> None:
+    rows = table("cache.rst", "no-cache-reasons")
+    kinds = {name for name in NoCacheReason.__annotations__ if name[0].isupper()}
+    assert {plain(row[0]) for row in rows} == kinds | {"Custom(text)"}
+    lock = CacheLock(1)
+    for row in rows:
+        name = plain(row[0])
+        reason = NoCacheReason.Custom("x") if "(" in name else getattr(NoCacheReason, name)
+        if reason != NoCacheReason.NeverEnabled:
+            assert plain(row[2]) == lock.status_for(reason).value, name
+        predictor = Predictor(1)
+        marked = predictor.mark_uncacheable(CacheKey(b"", b""), reason)
+        assert row[3] == ("yes" if marked else "no"), name
+
+
+def test_the_ends_of_a_lock_are_those_of_the_class() -> None:
+    rows = table("cache.rst", "lock-statuses")
+    assert [plain(row[0]) for row in rows] == [status.value for status in LockStatus]
+    for row in rows:
+        assert row[2].startswith("looks up again") == LockStatus(plain(row[0])).retries(), row
+
+
+def test_the_table_of_the_policy_has_its_fields_with_their_defaults() -> None:
+    documented = {plain(row[0]): row[1] for row in table("cache.rst", "shared-policy")}
+    assert documented == {
+        field.name: shown(field.default) if field.name != "targets" else "CDN-Cache-Control"
+        for field in attrs.fields(SharedPolicy)
+    }
+
+
+def test_the_table_of_the_shared_cache_has_its_fields() -> None:
+    rows = table("cache.rst", "shared-cache")
+    assert [plain(row[0]) for row in rows] == [field.name for field in attrs.fields(SharedCache)]
+
+
+def test_the_counters_of_a_store_are_listed() -> None:
+    rows = table("cache.rst", "storage-statistics")
+    names = [field.name for field in attrs.fields(StorageStatistics)]
+    assert [plain(row[0]) for row in rows] == names
 
 
 # -- settings and options ------------------------------------------------------------------------
@@ -299,7 +431,7 @@ def test_promises_are_in_order_and_made_once() -> None:
 def test_each_row_that_a_test_is_named_after_is_on_the_page() -> None:
     page = read("docs/attacks.rst")
     for name in all_test_functions():
-        row = re.match(r"test_(h1|u1|h2|f|t|r|s|tls)_(\d\d)_", name)
+        row = re.match(r"test_(h1|u1|h2|c|f|t|r|s|tls)_(\d\d)_", name)
         if row:
             assert f"{row[1].upper()}-{row[2]}" in page, name
 
@@ -352,8 +484,8 @@ def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None
 
 
 def test_the_readme_counts_the_callbacks() -> None:
-    assert len(CALLBACKS) == 20
-    assert "**Twenty callbacks" in read("README.md")
+    assert len(CALLBACKS) == 31
+    assert "**Thirty-one callbacks" in read("README.md")
 
 
 # -- running the code blocks ---------------------------------------------------------------------
@@ -434,8 +566,11 @@ async def run_in_nursery(function: Callable[..., Any]) -> None:
 
 @pytest.mark.socket
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_code_blocks_run(page: Path, origin_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_run(
+    page: Path, origin_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The blocks of a page are one program, from top to bottom."""
+    monkeypatch.chdir(tmp_path)
     one_request = OneRequest()
     monkeypatch.setattr(trioproxy, "run", one_request)
     blocks = code_blocks(page, "python")

@@ -14,7 +14,19 @@ import pytest
 import trio
 
 from examples import __main__ as runner
-from examples import grpc_router, h2_to_h1, mtls, tls_gateway
+from examples import (
+    caching_gateway,
+    grpc_router,
+    h2_to_h1,
+    image_origin,
+    mtls,
+    per_user_key,
+    purge,
+    stale_on_error,
+    tls_gateway,
+)
+from examples._cache_origin import IMAGE
+from examples._cache_origin import serve as serve_cacheable
 from examples._certificates import make
 from examples._connect_server import serve as serve_connect
 from examples._gateway import Broken
@@ -35,6 +47,7 @@ from tests._support.h2_wire import H2Message, H2Peer, H2Wire
 from tests._support.tls_wire import TlsWire
 from tests.server._network import (
     Program,
+    Reply,
     an_origin,
     answering,
     ask,
@@ -50,17 +63,22 @@ pytestmark = pytest.mark.socket
 NAMES = [
     "add_header",
     "answer_early",
+    "caching_gateway",
     "connect_proxy",
     "context_access_log",
     "failover",
     "grpc_router",
     "h2_to_h1",
+    "image_origin",
     "inside_trio_app",
     "mtls",
+    "per_user_key",
+    "purge",
     "retry_backoff",
     "rewrite_body",
     "server_sent_events",
     "slow_client_guard",
+    "stale_on_error",
     "tls_gateway",
     "websocket_gateway",
 ]
@@ -426,6 +444,132 @@ async def test_grpc_router_uses_the_origin_of_the_route() -> None:
             nursery.cancel_scope.cancel()
 
 
+# -- the cache -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def a_cacheable_origin() -> AsyncIterator[HttpPeer]:
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            yield HttpPeer.parse(await nursery.start(serve_cacheable, "127.0.0.1:0"))
+            nursery.cancel_scope.cancel()
+
+
+def from_cache(reply: Reply) -> bool:
+    return ";hit" in reply.fields.get("cache-status", "")
+
+
+async def test_caching_gateway_asks_the_origin_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async with (
+        a_cacheable_origin() as peer,
+        serving(caching_gateway.gateway(peer)) as running,
+    ):
+        first = await ask(running.urls[0], get("/page?max-age=60"))
+        again = await ask(running.urls[0], get("/page?max-age=60"))
+        other = await ask(running.urls[0], get("/page?no-store"))
+        assert first.fields["cache-status"] == "trioproxy;fwd=uri-miss;stored"
+        assert from_cache(again)
+        assert "age" in again.fields
+        assert first.body == again.body
+        assert other.body.startswith(b"/page: answer 2\n")
+        await running.drain()
+    shown = capsys.readouterr().out
+    assert shown == "/page: miss\n/page: hit\n/page: disabled (OriginNotCache)\n"
+
+
+async def test_per_user_key_keeps_users_and_languages_apart() -> None:
+    async with a_cacheable_origin() as peer, serving(per_user_key.gateway(peer)) as running:
+        target = "/inbox?max-age=60"
+        requests = [
+            (
+                name,
+                language,
+                get(target, f"Cookie: session={cookie}", f"Accept-Language: {language}"),
+            )
+            for cookie, name in (("a1", "alice"), ("b2", "bob"))
+            for language in ("de", "en")
+        ]
+        for again in (False, True):
+            for name, language, request in requests:
+                reply = await ask(running.urls[0], request)
+                assert f"\nuser: {name}\nlanguage: {language}\n".encode() in reply.body
+                assert from_cache(reply) == again
+        forged = get(target, "X-User: alice")
+        assert (await ask(running.urls[0], forged)).status == 401
+
+
+async def test_c_14_a_purge_that_nobody_takes_goes_to_the_origin() -> None:
+    async with (
+        a_cacheable_origin() as peer,
+        serving(caching_gateway.gateway(peer)) as running,
+    ):
+        url, target = running.urls[0], "/page?max-age=60,must-revalidate"
+        first = await ask(url, get(target))
+        passed_on = await ask(url, get(target, method="PURGE"))
+        assert passed_on.body.startswith(b"/page: answer 2\n")
+        assert "cache-status" not in passed_on.fields
+        again = await ask(url, get(target))
+        # It was no safe method, so that what was stored has gone (RFC 9111 section 4.4).
+        assert first.body.startswith(b"/page: answer 1\n")
+        assert again.body.startswith(b"/page: answer 3\n")
+
+
+async def test_c_14_purge_wants_the_token_and_forgets_one_or_all_of_a_tag() -> None:
+    async with a_cacheable_origin() as peer, serving(purge.gateway(peer, "secret")) as running:
+        url = running.urls[0]
+        one, two = "/news/1?max-age=60", "/news/2?max-age=60"
+        token = "Authorization: Bearer secret"
+
+        async def stored() -> list[bool]:
+            return [from_cache(await ask(url, get(target))) for target in (one, two)]
+
+        assert await stored() == [False, False]
+        for given in ("X: y", "Authorization: Bearer wrong"):
+            assert (await ask(url, get(one, given, method="PURGE"))).status == 403
+        assert await stored() == [True, True]
+        assert (await ask(url, get(one, token, method="PURGE"))).status == 200
+        assert (await ask(url, get(one, token, method="PURGE"))).status == 404
+        assert await stored() == [False, True]
+        tagged = await ask(url, get("/", token, "Cache-Tag: News", method="PURGE"))
+        assert tagged.body == b"2 gone\n"
+        assert await stored() == [False, False]
+
+
+async def test_stale_on_error_serves_what_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    async with a_cacheable_origin() as peer, serving(stale_on_error.gateway(peer)) as running:
+        url = running.urls[0]
+        lax, strict = get("/page?max-age=0"), get("/page?max-age=0,must-revalidate")
+        assert (await ask(url, lax)).body.startswith(b"/page: answer 1\n")
+        assert (await ask(url, strict)).body.startswith(b"/page: answer 2\n")
+        assert "x-stale" not in (await ask(url, lax)).fields  # the origin says 304
+        assert (await ask(url, get("/break", method="POST"))).status == 200
+        stale = await ask(url, lax)
+        assert stale.body.startswith(b"/page: answer 1\n")
+        assert stale.fields["x-stale"] == "the origin cannot be asked"
+        assert (await ask(url, strict)).status == 502
+        assert (await ask(url, get("/mend", method="POST"))).status == 200
+        assert "x-stale" not in (await ask(url, lax)).fields
+    assert "/page: stale, as Upstream" in capsys.readouterr().out
+
+
+async def test_image_origin_cuts_ranges_out_of_what_is_stored(tmp_path: Path) -> None:
+    async with a_cacheable_origin() as peer:
+        images = image_origin.gateway(peer, str(tmp_path))
+        async with serving(images) as running:
+            target, part = "/photo.png?max-age=60", "Range: bytes=1000-1999"
+            first = await ask(running.urls[0], get(target, part))
+            again = await ask(running.urls[0], get(target, part))
+            for reply in (first, again):
+                assert (reply.status, reply.body) == (206, IMAGE[1000:2000])
+                assert reply.fields["content-range"] == "bytes 1000-1999/100000"
+            assert [from_cache(first), from_cache(again)] == [False, True]
+            assert (await ask(running.urls[0], get(target))).body == IMAGE
+            text = [await ask(running.urls[0], get("/page?max-age=60")) for _ in range(2)]
+            assert text[0].body != text[1].body
+        assert images.shared_cache is not None
+        await images.shared_cache.storage.aclose()
+
+
 def test_certificates_are_made_by_hand_as_well(tmp_path: Path) -> None:
     directory = tmp_path / "certs"
     program = Path(runner.__file__).with_name("_certificates.py")
@@ -548,6 +692,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "expected_field", "expected_output"),
     [
+        ("caching_gateway", "Cache-Tag: hello", "/hello: disabled (OriginNotCache)\n"),
         ("connect_proxy", "x-tunnel: 200", "$ curl -i http://127.0.0.1:"),
         ("context_access_log", "x-request-id: 1", "GET /hello -> 200"),
         ("failover", "x-attempts: 2", "$ curl -i http://127.0.0.1:"),
@@ -573,6 +718,7 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
     ("name", "scheme", "shown"),
     [
         ("grpc_router", "http", r"'te: trailers' http://127.0.0.1:\d+/demo.Echo/Say"),
+        ("image_origin", "http", r"-r 1000-1999 'http://127.0.0.1:\d+/photo.png"),
         ("mtls", "https", r"curl -i --cacert /\S+/ca.pem --cert /\S+.pem https://127.0.0.1:\d+/"),
         ("tls_gateway", "https", r"--cacert /\S+/ca.pem --connect-to ::127.0.0.1:\d+ https://two"),
     ],

@@ -204,11 +204,13 @@ def test_sockets_and_tls_live_in_the_transport_alone() -> None:
 
 def test_the_engine_knows_no_stream_but_the_interface() -> None:
     streams = {
-        each.target
+        (each.importer, each.target)
         for each in IMPORTS
         if _entry(each.importer) == "proxy" and _is(each.target, "trioproxy.streams")
     }
-    assert streams == {"trioproxy.streams._abc"}
+    # A request that the proxy makes of itself is an exchange in memory.
+    streams.remove(("proxy._renew", "trioproxy.streams._memory"))
+    assert {target for _, target in streams} == {"trioproxy.streams._abc"}
 
 
 def test_the_engine_knows_no_codec_and_no_socket() -> None:

@@ -11,6 +11,7 @@ import trioproxy
 
 NAMES = [
     "ProxyHttp",
+    "CachingProxy",
     "Session",
     "FailToProxy",
     "HttpPeer",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import formatdate
 
 _source = time.time
@@ -28,11 +28,16 @@ def http_date() -> bytes:
 
 
 @contextmanager
-def stopped_clock(moment: float = 1.5e9) -> Iterator[None]:
-    """Let it be one moment inside this block, so that a run gives the same bytes each time."""
+def clock_from(source: Callable[[], float]) -> Iterator[None]:
+    """Let this tell the seconds since the epoch inside the block, so that a run can move them."""
     global _source
-    before, _source = _source, lambda: moment
+    before, _source = _source, source
     try:
         yield
     finally:
         _source = before
+
+
+def stopped_clock(moment: float = 1.5e9) -> AbstractContextManager[None]:
+    """Let it be one moment inside the block, so that a run gives the same bytes each time."""
+    return clock_from(lambda: moment)

@@ -145,6 +145,9 @@ class ServerConf:
         its turn. None for no limit.
       pool_wait_timeout: How long it may wait.
       pool_size: Idle upstream connections kept.
+      max_background_requests: Requests at once that the proxy makes of itself, to renew what is
+        stored in a cache.
+      background_timeout: How long such a request may take.
       grace: How long a graceful stop waits.
       http1_codec: ``"auto"`` or ``"h11"``.
       tls: What is served over TLS, and how; None serves clear text.
@@ -193,6 +196,8 @@ class ServerConf:
     max_connections_per_peer: int | None = attrs.field(default=None, validator=_optional_positive)
     pool_wait_timeout: float = attrs.field(default=5.0, validator=_seconds)
     pool_size: int = attrs.field(default=128, validator=_count(0))
+    max_background_requests: int = attrs.field(default=100, validator=_count(0))
+    background_timeout: float = attrs.field(default=60.0, validator=_seconds)
     grace: float = attrs.field(default=30.0, validator=_not_negative)
     tls: TlsSettings | None = attrs.field(default=None, validator=_tls)
     http: str = attrs.field(default="auto", validator=_one_of("auto", "1", "2"))

@@ -6,6 +6,10 @@ machine does hits all of them. The proxies have a core of their own where there 
 are medians; the ratios are medians of each round's ratio. "direct" shows what the origin and the
 load client can do: where it is not well above the rest, they are the limit.
 
+Then a cache: hits in the memory of ``reverse --cache memory`` against a bare server of Trio and h11
+that always sends the same bytes, against the same response without a cache, and against hits on
+disk.
+
 Then, where h2load and hypercorn are installed, HTTP/2 over TLS: small responses through ``reverse``
 against an application in hypercorn that makes them by itself.
 """
@@ -18,6 +22,8 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import attrs
 
 from tests.bench import http2
 from tests.bench.processes import (
@@ -32,7 +38,7 @@ from tests.bench.processes import (
     script,
 )
 from tests.bench.table import Row, render
-from tests.bench.workloads import LARGE, SMALL, Measurement
+from tests.bench.workloads import HIT, LARGE, SMALL, Measurement, Workload
 
 WORKLOADS = {"small": SMALL, "large": LARGE}
 #: Requests for a figure of HTTP/2, and where `--quick` is asked for.
@@ -44,7 +50,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds of half the length")
     parser.add_argument("--rounds", type=int, help="rounds (default 7)")
     parser.add_argument("--seconds", type=float, help="seconds for each figure (default 1)")
-    parser.add_argument("--only", choices=(*WORKLOADS, "http2"), help="one workload alone")
+    parser.add_argument("--only", choices=(*WORKLOADS, "cache", "http2"), help="one workload alone")
     parser.add_argument(
         "--client", choices=("wrk", "own"), default="wrk" if shutil.which("wrk") else "own"
     )
@@ -60,9 +66,20 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, cores: Cores, targets: Sequence[Target]) -> list[Row]:
     """Run all rounds; the origin itself comes first in ``targets`` and is measured once."""
+    workloads = [WORKLOADS[options.only]] if options.only else list(WORKLOADS.values())
+    return measure_workloads(options, cores, targets, workloads)
+
+
+def measure_workloads(
+    options: argparse.Namespace,
+    cores: Cores,
+    targets: Sequence[Target],
+    workloads: Sequence[Workload],
+) -> list[Row]:
+    """Run all rounds of some workloads."""
     direct, *proxies = targets
     rows: list[Row] = []
-    for workload in [WORKLOADS[options.only]] if options.only else list(WORKLOADS.values()):
+    for workload in workloads:
         for target in targets:
             check(target, workload)
         found: dict[str, list[Measurement]] = {target.name: [] for target in proxies}
@@ -77,6 +94,28 @@ def measure(options: argparse.Namespace, cores: Cores, targets: Sequence[Target]
         rows.append(Row(workload, "direct", [once]))
         rows += [Row(workload, name, rounds) for name, rounds in found.items()]
     return rows
+
+
+def measure_cache(
+    options: argparse.Namespace, cores: Cores, origin: Target, root: Path
+) -> list[Row]:
+    """Measure hits, and the same response without a cache."""
+    codec = ("--http1-codec", options.http1_codec)
+    disk = ("--cache", str(root / "cache"))
+    with (
+        reverse(origin.port, cores.proxy, *codec, "--cache", "memory") as ours,
+        script("h11_server", cores.proxy) as server,
+        reverse(origin.port, cores.proxy, *codec) as proxied,
+        reverse(origin.port, cores.proxy, *codec, *disk) as on_disk,
+    ):
+        targets = [
+            origin,
+            ours,
+            server,
+            attrs.evolve(proxied, name="proxied"),
+            attrs.evolve(on_disk, name="disk"),
+        ]
+        return measure_workloads(options, cores, targets, [HIT])
 
 
 def _requests(options: argparse.Namespace) -> int:
@@ -119,13 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             origin = stack.enter_context(script("origin", cores.origin))
         port = str(origin.port)
         codec = ("--http1-codec", options.http1_codec)
-        if options.only != "http2":
+        if options.only not in ("http2", "cache"):
             with (
                 reverse(origin.port, cores.proxy, *codec) as ours,
                 script("h11_relay", cores.proxy, port) as h11_relay,
                 script("raw_relay", cores.proxy, port) as raw_relay,
             ):
                 rows += measure(options, cores, [origin, ours, h11_relay, raw_relay])
+        if options.only in (None, "cache"):
+            rows += measure_cache(options, cores, origin, root)
         if options.only in (None, "http2"):
             rows += measure_http2(options, cores, origin, root)
     if not rows:

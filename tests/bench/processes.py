@@ -18,7 +18,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.bench.workloads import LARGE, SMALL, Measurement, Workload
+from tests.bench.workloads import HIT, LARGE, SMALL, Measurement, Workload
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -33,7 +33,10 @@ http {{
   open_file_cache max=8; default_type text/plain;
   client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;
   uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
+  server {{
+    listen 127.0.0.1:{port}; root {root};
+    location = /hit {{ add_header Cache-Control max-age=86400; }}
+  }}
 }}
 """
 
@@ -158,7 +161,7 @@ def reverse(origin: int, core: int | None, *options: str) -> Iterator[Target]:
 def nginx(root: Path, core: int | None) -> Iterator[Target]:
     """Run nginx with the workloads' bodies as files."""
     assert NGINX is not None
-    for workload in (SMALL, LARGE):
+    for workload in (SMALL, LARGE, HIT):
         (root / workload.target.lstrip("/")).write_bytes(workload.body)
     root.chmod(0o755)
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -13,10 +13,12 @@ from tests.bench.workloads import Measurement, Workload
 FLOORS = (
     ("small", "h11 relay", 0.8),
     ("1 MiB", "raw relay", 0.7),
+    ("hit", "h11 server", 0.4),
+    ("hit", "proxied", 1.0),
     ("h2 TLS", "hypercorn", 1.5),
 )
 
-YARDSTICKS = tuple(dict.fromkeys(name for _, name, _ in FLOORS))
+YARDSTICKS = (*dict.fromkeys(name for _, name, _ in FLOORS), "disk")
 
 
 @attrs.frozen

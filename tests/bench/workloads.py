@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 SMALL_BODY = b"Hello, world!\n"
+HIT_BODY = b"Hello, cache!\n"
 LARGE_BODY = bytes(range(256)) * 4096  # 1 MiB
 
 
@@ -26,6 +27,8 @@ class Workload:
 
 
 SMALL = Workload("small", "/small", SMALL_BODY, 32)
+#: What a cache may keep.
+HIT = Workload("hit", "/hit", HIT_BODY, 32)
 LARGE = Workload("1 MiB", "/large", LARGE_BODY, 8)
 
 

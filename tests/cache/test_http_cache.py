@@ -1554,6 +1554,74 @@ class _Served:
     bodies: list[bytes] = attrs.Factory(list)
 
 
+class _Slow(FakeStorage):
+    """Its look-ups tell what was there when they began."""
+
+    def __init__(self, lock: CacheLock | None = None) -> None:
+        super().__init__()
+        #: Where others are done with the key during each look-up.
+        self.lock = lock
+
+    async def lookup(self, key: CacheKey) -> tuple[CacheMeta, HitHandler] | None:
+        meta = self.entries.get(key)
+        await self.step()
+        if self.lock is not None:
+            permit = self.lock.lock(key)
+            assert isinstance(permit, WritePermit)
+            permit.release(LockStatus.DONE)
+        return None if meta is None else (meta, FakeHit(self))
+
+
+@pytest.mark.parametrize("before", [None, make_meta(900)])
+async def test_c_08_a_request_that_a_writer_overtook_finds_what_it_has_stored(
+    before: CacheMeta | None,
+) -> None:
+    lock, storage = CacheLock(30), _Slow()
+    storage.gate = trio.Event()
+    if before is not None:
+        storage.entries[KEY] = before
+    cache = enabled(storage, lock=lock)
+    permit = lock.lock(KEY)
+    assert isinstance(permit, WritePermit)
+    results: list[tuple[CacheMeta, HitHandler] | None] = []
+
+    async def look() -> None:
+        results.append(await cache.cache_lookup())
+
+    with stopped_clock(1000):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await wait_all_tasks_blocked()
+            storage.entries[KEY] = make_meta(1000)
+            permit.release(LockStatus.DONE)
+            storage.gate.set()
+        (result,) = results
+        assert result is not None
+        assert result[0].created == 1000
+        cache.cache_found(*result, HitStatus.FRESH)
+    cache.close()
+    assert lock.statistics().held == 0
+    assert storage.all_given_back()
+
+
+@pytest.mark.parametrize("before", [None, make_meta(900)])
+async def test_c_08_a_request_that_is_overtaken_again_and_again_goes_on(
+    before: CacheMeta | None,
+) -> None:
+    lock = CacheLock(30)
+    storage = _Slow(lock)
+    if before is not None:
+        storage.entries[KEY] = before
+    cache = enabled(storage, lock=lock)
+    with stopped_clock(1000):
+        result = await cache.cache_lookup()
+    assert (result is None) is (before is None)
+    assert cache.is_cache_lock_writer() is (before is None)
+    assert storage.steps == 3
+    cache.close()
+    assert storage.all_given_back()
+
+
 async def test_c_08_of_many_requests_for_one_key_one_fills_and_all_are_served() -> None:
     lock = CacheLock(30)
     storage = MemoryStorage(1_000_000)

@@ -38,6 +38,17 @@ def take(lock: CacheLock, key: CacheKey = KEY) -> WritePermit:
     return permit
 
 
+@pytest.mark.parametrize("status", RELEASES)
+async def test_what_was_written_is_counted_by_the_key(status: LockStatus) -> None:
+    lock = CacheLock(30)
+    permit = take(lock)
+    before = lock.written(KEY)
+    permit.release(status)
+    permit.release(LockStatus.DONE)  # it has ended already
+    assert lock.written(KEY) - before == (status is LockStatus.DONE)
+    assert lock.written(OTHER) == 0
+
+
 def queue(lock: CacheLock, key: CacheKey = KEY) -> WaitHandle:
     handle = lock.lock(key)
     assert isinstance(handle, WaitHandle)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 import trustme
 
 import trioproxy
+from tests.server._network import Program, an_origin, answering, ask, get
+from trioproxy.cache import DiskStorage, MemoryStorage, Storage
 from trioproxy.server import _cli
 from trioproxy.server._cli import main
-from trioproxy.server._reverse import Reverse
+from trioproxy.server._reverse import CachingReverse, Reverse
 
 URL = "http://127.0.0.1:9000"
 
@@ -289,6 +293,76 @@ def test_without_trustme_a_throw_away_certificate_says_what_to_install(
     assert "pip install 'trioproxy[selfsigned]'" in told
 
 
+# -- the cache -------------------------------------------------------------------------------------
+
+
+def storage(*arguments: str) -> Storage:
+    proxy = reverse(*arguments)
+    assert isinstance(proxy, CachingReverse)
+    assert proxy.shared_cache is not None
+    return proxy.shared_cache.storage
+
+
+@pytest.mark.parametrize("arguments", [(), ("--cache", "off"), ("--cache-size", "1M")])
+def test_nothing_is_cached_unless_it_is_asked_for(arguments: tuple[str, ...]) -> None:
+    assert not isinstance(reverse(URL, *arguments), CachingReverse)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"), [((), 256 << 20), (("--cache-size", "64K"), 65536)]
+)
+def test_a_cache_in_memory_has_the_size_that_it_is_given(
+    arguments: tuple[str, ...], limit: int
+) -> None:
+    made = storage(URL, "--cache", "memory", *arguments)
+    assert isinstance(made, MemoryStorage)
+    assert made.eviction.limit_bytes == limit
+
+
+@pytest.mark.parametrize("name", ["cache", "deep/er", "./memory", "./off"])
+def test_a_cache_on_disk_makes_its_directory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = storage(URL, "--cache", name, "--cache-size", "2G")
+    assert isinstance(made, DiskStorage)
+    assert made.directory == tmp_path / name
+    assert made.directory.is_dir()
+    assert made.max_bytes == 2 << 30
+
+
+def test_a_cache_needs_a_directory_that_can_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    told = refusal(capsys, "reverse", URL, "--cache", str(tmp_path / "file"))
+    assert "argument --cache: " in told
+    assert "off, memory or a directory that can be written is right" in told
+    told = refusal(capsys, "reverse", URL, "--cache", str(tmp_path / "file" / "below"))
+    assert "Not a directory" in told
+
+
+def test_the_origins_and_the_host_are_kept_where_there_is_a_cache() -> None:
+    proxy = reverse(URL, "http://127.0.0.1:9001", "--rewrite-host", "--cache", "memory")
+    assert proxy.rewrite_host
+    assert [peer.port for peer in proxy.peers] == [9000, 9001]
+
+
+@pytest.mark.socket
+async def test_what_is_stored_on_disk_is_served_after_a_restart(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: 5\r\n\r\nhello"
+    with trio.fail_after(30):
+        async with an_origin(answering(answer)) as origin:
+            arguments = ("trioproxy", "reverse", origin, "--bind", "127.0.0.1:0")
+            for expected in (";fwd=uri-miss;stored", ";hit;"):
+                async with Program.start(*arguments, "--cache", str(tmp_path)) as program:
+                    url = await program.until(r"listening on (\S+)\n")
+                    reply = await ask(url, get("/a"))
+                    assert reply.body == b"hello"
+                    assert expected in reply.fields["cache-status"]
+                    assert await program.ends(signal.SIGTERM) == 0
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -347,6 +421,13 @@ def test_without_trustme_a_throw_away_certificate_says_what_to_install(
             "argument --upstream-ca: x is not used with --upstream-insecure",
         ),
         (("reverse", "https://a", "--upstream-ca", ""), "--upstream-ca: '' is no file: the path"),
+        (("reverse", URL, "--cache"), "argument --cache: expected one argument"),
+        (("reverse", URL, "--cache", ""), "argument --cache: '' is no directory: off, memory or"),
+        (
+            ("reverse", URL, "--cache-size", "63K"),
+            "argument --cache-size: '63K' is not a size: 65536 or more bytes are right",
+        ),
+        (("run", "x:y", "--cache", "memory"), "'--cache' is not understood: trioproxy run --help"),
         (("run", "x:y", "z"), "'z' is not understood: trioproxy run --help lists what is"),
     ],
 )
@@ -497,7 +578,14 @@ def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run" in told
 
 
-OF_REVERSE = {"--rewrite-host", "--upstream-http", "--upstream-ca", "--upstream-insecure"}
+OF_REVERSE = {
+    "--cache",
+    "--cache-size",
+    "--rewrite-host",
+    "--upstream-http",
+    "--upstream-ca",
+    "--upstream-insecure",
+}
 SHARED = {
     "--help", "--bind", "--tls-cert", "--tls-key", "--tls-self-signed", "--tls-client-ca", "--http",
     "--h2c", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",

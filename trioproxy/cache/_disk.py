@@ -71,6 +71,9 @@ if TYPE_CHECKING:
 
     from ._key import CacheKey, CompactKey
 
+#: Seconds that closing may take, cancelled or not: threads at work are waited for.
+CLOSE_TIME = 10.0
+
 T = TypeVar("T")
 
 # File operations at the same time.
@@ -610,7 +613,7 @@ class DiskStorage(Storage):
     async def aclose(self) -> None:
         """Close the store: what is being written is abandoned, what is being read is read on.
 
-        The files stay. Always finishes, also when it is cancelled.
+        The files stay. It finishes also when it is cancelled, within `CLOSE_TIME`.
         """
         if self._closed:
             return
@@ -619,7 +622,7 @@ class DiskStorage(Storage):
             handler = each.handler()
             if handler is not None:
                 handler.close()
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIME):
             await self.files.settle()
             async with self._opening:
                 await self.files.ask(self.files.index.close)

@@ -40,6 +40,9 @@ from ._storage import HitHandler, MissHandler, Storage
 
 _log = logging.getLogger("trioproxy")
 
+# How often one look-up looks, where others fill the key meanwhile.
+_LOOKS = 3
+
 #: Starts a function in the background, in a nursery that outlives the request.
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -343,6 +346,27 @@ class HttpCache:
         if inner.found is not None:
             inner.found.close_now()
             inner.found = None
+        lock = inner.cache_lock
+        for left in reversed(range(_LOOKS)):
+            written = 0 if lock is None else lock.written(key)
+            found = await self._look(inner, key)
+            if self._inner is not inner:
+                return None
+            # A writer was done while this request looked: what it has stored may be there now.
+            again = left > 0 and lock is not None and lock.written(key) != written
+            if found is not None:
+                meta, handler = found
+                if not again or meta.is_fresh(wall_time()):
+                    inner.found = handler
+                    return found
+                handler.close_now()
+            elif not again:
+                break
+        inner.take_lock(key, stale=False)
+        return None
+
+    async def _look(self, inner: Held, key: CacheKey) -> tuple[CacheMeta, HitHandler] | None:
+        """Look the key up once; return what is valid of what is there."""
         begun = trio.current_time()
         try:
             found = await inner.storage.lookup(key)
@@ -350,17 +374,13 @@ class HttpCache:
             self._lookup_duration = (self._lookup_duration or 0.0) + trio.current_time() - begun
         if found is not None:
             meta, handler = found
-            if self._inner is not inner:
-                # Disabled meanwhile, by the request's other direction.
-                handler.close_now()
-                return None
-            if inner.valid_after is None or meta.created >= inner.valid_after:
-                inner.found = handler
+            if self._inner is inner and (
+                inner.valid_after is None or meta.created >= inner.valid_after
+            ):
                 return found
-            # Its primary was purged or replaced since: it speaks of another resource's state.
+            # Disabled meanwhile, by the request's other direction; or its primary was purged or
+            # replaced since, and it speaks of another resource's state.
             handler.close_now()
-        if self._inner is inner:
-            inner.take_lock(key, stale=False)
         return None
 
     def is_wrong_variant(self, meta: CacheMeta) -> bool:

@@ -33,8 +33,8 @@ class CompactKey:
     """A key as eviction and purge need it: hashes alone (Pingora's ``CompactCacheKey``).
 
     Attributes:
-      primary_hash: 16 bytes.
-      variance: 16 bytes, or None for the primary slot.
+      primary_hash: The 16 bytes that name the key without its variant.
+      variance: The 16 bytes of the variant, or None for the primary slot.
       user_tag: Whose entry it is.
     """
 

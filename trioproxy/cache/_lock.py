@@ -68,16 +68,30 @@ class CacheLockStatistics:
     waiting: int
 
 
+#: How many counters of `CacheLock.written` there are.
+_PLACES = 1024
+
+
+def _place(name: bytes) -> int:
+    return int.from_bytes(name[:2], "big") % _PLACES
+
+
 class _Core:
     """One writer's hold on one key, as the writer and those who wait for it share it."""
 
-    __slots__ = ("deadline", "lock", "lot", "name", "stale_writer", "status", "table")
+    __slots__ = ("deadline", "lock", "lot", "name", "stale_writer", "status", "table", "written")
 
     def __init__(
-        self, lock: CacheLock, table: dict[bytes, _Core], name: bytes, stale_writer: bool
+        self,
+        lock: CacheLock,
+        table: dict[bytes, _Core],
+        written: list[int],
+        name: bytes,
+        stale_writer: bool,
     ) -> None:
         self.lock = lock
         self.table = table
+        self.written = written
         self.name = name
         self.deadline = trio.current_time() + lock.age_timeout
         self.stale_writer = stale_writer
@@ -91,6 +105,8 @@ class _Core:
             self.status = status
             # Nobody takes its place in the table before it has ended.
             del self.table[self.name]
+            if status is LockStatus.DONE:
+                self.written[_place(self.name)] += 1
             if self.lot is not None:
                 self.lot.unpark_all()
 
@@ -208,6 +224,7 @@ class CacheLock:
             raise ValueError(f"age_timeout is {age_timeout}: a writer needs some time")
         self.age_timeout = age_timeout
         self._table: dict[bytes, _Core] = {}
+        self._written = [0] * _PLACES
 
     def lock(self, key: CacheKey, *, stale_writer: bool = False) -> WritePermit | WaitHandle:
         """Return a permit where the key has no writer in its time, else a place behind it.
@@ -222,15 +239,24 @@ class CacheLock:
             if not core.expired():
                 return WaitHandle(core)
             core.end(LockStatus.AGE_TIMEOUT)
-        core = self._table[name] = _Core(self, self._table, name, stale_writer)
+        core = self._table[name] = _Core(self, self._table, self._written, name, stale_writer)
         return WritePermit(core)
+
+    def written(self, key: CacheKey) -> int:
+        """Return a number that grows whenever a writer of the key is done.
+
+        A look-up in a storage takes its time, and the writer may be done in the middle of it: who
+        found nothing and sees another number than before looks again, and does not fetch what has
+        just been stored. Keys share their numbers, so at times one looks again in vain.
+        """
+        return self._written[_place(key.combined_hash)]
 
     def custom_lock_status(self, reason: str) -> LockStatus:
         """Return how a writer ends that met a custom reason not to cache; to be overridden."""
         return LockStatus.GIVE_UP
 
     def status_for(self, reason: NoCacheReason) -> LockStatus:
-        """Return how a writer ends that does not cache for this reason (`trait.md` 8.11)."""
+        """Return how a writer ends that does not cache for this reason."""
         if reason.custom:
             return self.custom_lock_status(reason.name)
         return LockStatus.GIVE_UP if reason in _GIVES_UP else LockStatus.TRANSIENT_ERROR

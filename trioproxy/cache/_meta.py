@@ -32,7 +32,7 @@ class CacheMeta:
       fresh_until: Until when it may be served without asking; it is stale from then on.
       stale_while_revalidate: How long after that it may be served while it is being validated.
       stale_if_error: How long after that it may be served where the origin cannot answer.
-      initial_age: Its age at `updated` (RFC 9111 section 4.2.3, ``corrected_initial_age``).
+      initial_age: Its age at ``updated`` (RFC 9111 section 4.2.3, ``corrected_initial_age``).
       variance: The variant that it is, None where it does not vary.
       extensions: What else users keep with it, by name.
     """
@@ -54,7 +54,7 @@ class CacheMeta:
 
     @property
     def born_stale(self) -> bool:
-        """Whether it was never fresh: every use of it needs a validation."""
+        """Whether it was never fresh, so that every use of it needs a validation."""
         return self.fresh_until <= self.updated
 
     def age(self, now: float) -> int:
@@ -67,11 +67,13 @@ class CacheMeta:
 
     def may_serve_stale_while_revalidating(self, now: float) -> bool:
         """Tell whether it may be served while it is being validated (RFC 5861 section 3)."""
-        return now < self.fresh_until + self.stale_while_revalidate
+        window = self.stale_while_revalidate  # 0 is never, were it even fresh: it may be refused
+        return window > 0 and now < self.fresh_until + window
 
     def may_serve_stale_if_error(self, now: float) -> bool:
         """Tell whether it may be served where the origin cannot answer (RFC 5861 section 4)."""
-        return now < self.fresh_until + self.stale_if_error
+        window = self.stale_if_error
+        return window > 0 and now < self.fresh_until + window
 
     def disable_serve_stale(self) -> None:
         """Close both windows."""

@@ -130,7 +130,7 @@ class ForcedFreshness(enum.Enum):
 
     #: Stale, and not even to be served stale.
     FORCE_EXPIRED = "ForceExpired"
-    #: As if it was not there: fetched anew without validators, then overwritten.
+    #: As if it was not there. It is fetched anew without validators, then overwritten.
     FORCE_MISS = "ForceMiss"
     #: Served though it may be stale.
     FORCE_FRESH = "ForceFresh"

@@ -55,7 +55,7 @@ class NoCacheReason:
     """Why the cache is not used (Pingora's ``NoCacheReason``): compare with ``==``.
 
     Attributes:
-      name: The reason; your own text where `custom`.
+      name: The reason; your own text where ``custom`` is set.
       custom: Whether it was made by `Custom`.
     """
 
@@ -145,11 +145,11 @@ class Verdict(enum.Enum):
     STALE_ALLOWED = "stale allowed"
     #: Serve it, and validate it meanwhile (stale-while-revalidate).
     REVALIDATE_BEHIND = "stale while revalidate"
-    #: It is stale, or not fresh enough for this client: validate it first.
+    #: Validate it first, as it is stale, or not fresh enough for this client.
     EXPIRED = "expired"
     #: The client does not take it unvalidated, fresh or not (no-cache).
     REFUSED = "refused"
-    #: The client takes only what is stored, and nothing fits: 504 (only-if-cached).
+    #: Answer 504, as the client takes only what is stored, and nothing fits (only-if-cached).
     ONLY_IF_CACHED = "only if cached"
     #: Nothing is stored, or what is stored is none of this request's business.
     MISS = "miss"
@@ -487,7 +487,7 @@ class SharedPolicy:
             reached. 502, 503 and 504 count as not reached (section 4.3.3), 500 only for a response
             that has stale-if-error; anything else is the answer.
         """
-        if not meta.may_serve_stale_if_error(now) or meta.stale_if_error <= 0:
+        if not meta.may_serve_stale_if_error(now):
             return False
         if status is None or status in _UNREACHABLE:
             return True

@@ -42,10 +42,10 @@ class PurgeType(enum.Enum):
     """Why an entry goes (Pingora's ``PurgeType``)."""
 
     EVICTION = "eviction"
-    """To make room: an entry that is being written under the same key stays."""
+    """To make room. An entry that is being written under the same key stays."""
 
     INVALIDATION = "invalidation"
-    """It must not be served again: what is being written under the key will not be kept either."""
+    """It must not be served again. What is being written under the key will not be kept either."""
 
 
 @attrs.frozen
@@ -121,7 +121,7 @@ class HitHandler(ABC):
 
     @abstractmethod
     async def read_body(self) -> bytes | None:
-        """Return the next piece, never an empty one and of at most `MAX_PIECE` bytes, or None.
+        """Return the next piece, never an empty one and of at most 65,536 bytes, or None.
 
         None comes at the end of the body or of the range that was asked for, and again each time
         after that. It need not be a checkpoint where there is something to return.
@@ -263,7 +263,10 @@ class Storage(ABC):
 
 
 def cache_tags(meta: CacheMeta) -> frozenset[str]:
-    """Return the lower-case cache tags of an entry: its Cache-Tag fields and `TAG_EXTENSION`."""
+    """Return the cache tags of an entry, in lower case.
+
+    They stand in its Cache-Tag fields, and in ``meta.extensions["cache-tag"]``.
+    """
     lines = meta.header.headers.get_all("cache-tag")
     extra = meta.extensions.get(TAG_EXTENSION)
     if extra is not None:

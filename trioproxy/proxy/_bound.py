@@ -22,8 +22,19 @@ class Filters:
     fail_to_proxy: Callback
     error_while_proxy: Callback
     request_summary: Callback
+    cache_key_callback: Callback
+    cache_miss: Callback
+    response_cache_filter: Callback
+    cache_not_modified_filter: Callback
+    range_header_filter: Callback
+    should_serve_stale: Callback
     early_request_filter: Callback | None = None
     request_filter: Callback | None = None
+    request_cache_filter: Callback | None = None
+    is_purge: Callback | None = None
+    purge_response_filter: Callback | None = None
+    cache_hit_filter: Callback | None = None
+    cache_vary_filter: Callback | None = None
     proxy_upstream_filter: Callback | None = None
     connected_to_upstream: Callback | None = None
     fail_to_connect: Callback | None = None
@@ -39,6 +50,10 @@ class Filters:
     response_trailer_filter: Callback | None = None
     suppress_error_log: Callback | None = None
     logging: Callback | None = None
+    #: Whether anything of these has to do with a cache.
+    caches: bool = False
+    #: The same without the filters of the upstream's side, which have run where a cache looks on.
+    of_client: Any = None
 
     @classmethod
     def bind(cls, proxy: ProxyHttp[Any]) -> Filters:
@@ -50,12 +65,23 @@ class Filters:
             "fail_to_proxy": proxy.fail_to_proxy,
             "error_while_proxy": proxy.error_while_proxy,
             "request_summary": proxy.request_summary,
+            "cache_key_callback": proxy.cache_key_callback,
+            "cache_miss": proxy.cache_miss,
+            "response_cache_filter": proxy.response_cache_filter,
+            "cache_not_modified_filter": proxy.cache_not_modified_filter,
+            "range_header_filter": proxy.range_header_filter,
+            "should_serve_stale": proxy.should_serve_stale,
         }
         for name in plan.overrides:
             bound[name] = getattr(proxy, name)
             if f"{name}_is_async" in _FIELDS:
                 bound[f"{name}_is_async"] = name in plan.is_async
-        return cls(**bound)
+        bound["caches"] = "request_cache_filter" in bound or "is_purge" in bound
+        filters = cls(**bound)
+        filters.of_client = attrs.evolve(
+            filters, upstream_response_filter=None, upstream_response_body_filter=None
+        )
+        return filters
 
 
 _FIELDS = frozenset(field.name for field in attrs.fields(Filters))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -18,19 +18,26 @@ import trio
 
 from .._clock import wall_time
 from .._config import ServerConf
-from .._errors import ErrorType, ProxyError, RetryType
+from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
 from .._info import Digest
 from .._messages import RequestHeader
 from .._peer import HttpPeer
+from ..cache._http_cache import HttpCache, Spawn
+from ..cache._lock import WritePermit
+from ..cache._phase import CachePhase
+from ..cache._policy import NoCacheReason
+from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
 from ..upstream._pool import Pool
 from ._bound import Filters
+from ._caching import ServeStored, TapStream, cache_stage, serve_stored, stored_validators
 from ._failure import as_proxy_error, canned_head, log_failure
 from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
+from ._renew import renew
 from ._session import Session
 from ._tunnel import run_tunnel
 
@@ -38,6 +45,8 @@ from ._tunnel import run_tunnel
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
+#: Phases of the cache in which a response may be under way into it.
+FILLING = (CachePhase.Miss, CachePhase.Expired)
 #: Kinds of errors that are counted apart.
 MAX_ERROR_KINDS = 256
 
@@ -52,12 +61,62 @@ class Services:
     log: logging.Logger
     #: Called with a record of every exchange, or None where nobody wants one.
     on_record: Callable[[ExchangeRecord], None] | None = None
+    #: Owns what outlives the request that started it; None where nothing may.
+    nursery: trio.Nursery | None = None
+    #: Runs an exchange that the proxy makes of itself; the engine sets it.
+    handle: Callable[[DownstreamStream, WritePermit], Awaitable[None]] | None = None
     draining: bool = False
+    #: Requests that the proxy makes of itself, now.
+    background: int = 0
     sessions: int = 0
     sessions_total: int = 0
     sessions_shed: int = 0
     retries: int = 0
     errors: Counter[str] = attrs.field(factory=Counter)
+    #: Requests by the phase of the cache that they ended in, and those that waited for another one.
+    cache_phases: Counter[str] = attrs.field(factory=Counter)
+    collapsed: int = 0
+
+    def count_cache(self, cache: HttpCache) -> None:
+        """Count what the cache was to a request."""
+        phase = cache.phase()
+        if phase.reason != NoCacheReason.NeverEnabled:
+            self.cache_phases[phase.text] += 1
+        if cache.lock_duration() is not None:
+            self.collapsed += 1
+
+    def spawn(self) -> Spawn | None:
+        """Return what starts a job that outlives its request, None where nothing may."""
+        return None if self.nursery is None else self._spawn
+
+    def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
+        assert self.nursery is not None
+        self.nursery.start_soon(job)
+
+    def revalidate(self, session: Session, cache: HttpCache) -> bool:
+        """Have what is stale fetched anew in the background; False where that cannot be now.
+
+        The request is a whole one of its own, from `new_ctx` to `logging`, and what comes of it is
+        for the cache alone (trait 12). It is bounded in number and time, and ends with the server.
+        """
+        if (
+            self.nursery is None
+            or self.handle is None
+            or self.draining
+            or self.background >= self.conf.max_background_requests
+        ):
+            return False
+        request = session.req_header().copy()
+        request.method = "GET"
+        info = session.downstream_session.info
+        permit = cache.take_write_lock()
+        try:
+            self.nursery.start_soon(renew, self, request, info, permit)
+        except RuntimeError:  # it has ended: so does the server
+            cache.set_write_lock(permit)
+            return False
+        self.background += 1  # `renew` takes it off
+        return True
 
     def count_error(self, error: ProxyError) -> None:
         """Count the error that a session ended with, by its source and root kind."""
@@ -85,6 +144,35 @@ class _Nobody(ProxyHttp[None]):
 _NOBODY = _Nobody()
 
 
+def _let_go(session: Session) -> None:
+    """Give back what a session holds of the cache, as others may wait for it."""
+    if session._cache is not None:
+        session._cache.close()
+
+
+def _fill(request: RequestHeader, cache: HttpCache) -> bool:
+    """Make a request one that fills the cache, where that is right; tell whether it was.
+
+    The conditions of a method that may change something are for the origin alone (RFC 9110 section
+    13.1.1: they keep updates from being lost).
+    """
+    if not cache.enabled():
+        return False
+    stored = stored_validators(cache)
+    if stored is None and request.method not in ("GET", "HEAD"):
+        return False
+    fill_request(request, stored)
+    return True
+
+
+def _half_stored(cache: HttpCache) -> bool:
+    """Tell whether an attempt has begun to store its response."""
+    phase = cache.phase()
+    return phase is CachePhase.Expired or (
+        phase is CachePhase.Miss and cache.miss_handler() is not None
+    )
+
+
 class Engine:
     """Runs the exchanges of one proxy object."""
 
@@ -92,9 +180,15 @@ class Engine:
         self._services = services
         self._filters = services.filters
         self._conf = services.conf
+        services.handle = self.handle
 
-    async def handle(self, stream: DownstreamStream) -> None:
+    async def handle(self, stream: DownstreamStream, permit: WritePermit | None = None) -> None:
         """Run one exchange; never raises an `Exception` of its callbacks.
+
+        Args:
+          stream: The client's side.
+          permit: The right to fill the cache, which the request got from another one that it is
+            made for.
 
         The session runs in a nursery of its own, which the client's departure cancels.
         """
@@ -103,6 +197,9 @@ class Engine:
         assert isinstance(request, RequestHeader)
         services = self._services
         session = Session(services, stream, request, batch[1:])
+        if permit is not None:
+            session._permit = permit
+            session._subrequest = True
         services.sessions += 1
         services.sessions_total += 1
         ctx: Any = None
@@ -149,6 +246,7 @@ class Engine:
         finally:
             services.sessions -= 1
             if not over:
+                _let_go(session)
                 session.error = ProxyError.explain(
                     ErrorType.Custom("Cancelled"), "the session was cancelled"
                 ).into_in()
@@ -157,12 +255,16 @@ class Engine:
                 services.count_error(session.error)
             if services.on_record is not None:
                 services.on_record(self._record(session))
+            _let_go(session)
+            if session._cache is not None:
+                services.count_cache(session._cache)
             if session.error is not None:
                 stream.blame = session.error.esource
             await stream.aclose()
 
     async def _out_of_time(self, session: Session, ctx: Any) -> None:
         """End what ``request_timeout`` has cancelled: 504 where nothing was sent, else a cut (T-08)."""
+        _let_go(session)
         stream = session.downstream_session
         stream.keepalive = None
         seconds = self._conf.request_timeout
@@ -199,6 +301,8 @@ class Engine:
                 session._phase = "request_filter"
                 if await filters.request_filter(session, ctx):
                     return await self._answered(session)
+            if filters.caches and await cache_stage(session, filters, ctx, self._conf):
+                return session.error
             if filters.proxy_upstream_filter is not None:
                 session._phase = "proxy_upstream_filter"
                 if not await filters.proxy_upstream_filter(session, ctx):
@@ -210,13 +314,40 @@ class Engine:
                 return None
         except Exception as exc:  # the single catch, first half: before a peer was chosen
             error = as_proxy_error(exc, session)
+            if session._cache is not None:
+                session._cache.disable(NoCacheReason.InternalError)
             await self._fail(session, ctx, error, before_upstream=True)
             return error
         error_left = await self._attempts(session, ctx, nursery)
-        if error_left is not None:
-            session.downstream_session.keepalive = None
-            await self._fail(session, ctx, error_left, before_upstream=False)
+        if error_left is not None and session._cache is not None:
+            error_left = await self._without_origin(session, ctx, session._cache, error_left)
+        if error_left is None:
+            return session.error  # of what was served from the cache, and answered there
+        session.downstream_session.keepalive = None
+        await self._fail(session, ctx, error_left, before_upstream=False)
         return error_left
+
+    async def _without_origin(
+        self, session: Session, ctx: Any, cache: HttpCache, error: ProxyError
+    ) -> ProxyError | None:
+        """Serve what is stored where the origin has failed, if it may be; return what error is left."""
+        if not session.response_started() and cache.can_serve_stale_error():
+            session._phase = "should_serve_stale"
+            try:
+                serves = self._filters.should_serve_stale(session, ctx, error)
+            except Exception as exc:
+                error = as_proxy_error(exc, session)
+            else:
+                if serves:
+                    self._services.log.warning(
+                        "what is stored is served: %s: %s", self._summary(session, ctx), error
+                    )
+                    cache.release_write_lock(NoCacheReason.UpstreamError)
+                    await serve_stored(session, self._filters, ctx, self._conf, cache)
+                    return None
+        internal = error.esource is ErrorSource.INTERNAL
+        cache.disable(NoCacheReason.InternalError if internal else NoCacheReason.UpstreamError)
+        return error
 
     async def _answered(self, session: Session) -> ProxyError | None:
         """End a request that `request_filter` says it answered; a 500 where it did not."""
@@ -231,6 +362,8 @@ class Engine:
 
     async def _declined(self, session: Session) -> ProxyError | None:
         """End a request that `proxy_upstream_filter` keeps from going on."""
+        if session._cache is not None:
+            session._cache.disable(NoCacheReason.DeclinedToUpstream)
         if session.response_started():
             await session.finish()
         else:
@@ -259,6 +392,9 @@ class Engine:
                 return error
             # A stale connection, or one that refused this request, is not to be tried again.
             fresh = session._upstream is not None
+            cache = session._cache
+            if cache is not None and _half_stored(cache):
+                cache.disable(NoCacheReason.UpstreamError)
             self._services.retries += 1
             self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
         return error
@@ -287,15 +423,24 @@ class Engine:
             return self._connect_failed(session, ctx, peer, error)
         upstream = session._upstream = lease.stream
         session._held = (peer, upstream.reused)
+        stored = False
         try:
-            await self._carry(session, ctx, nursery, peer, upstream)
+            stored = await self._carry(session, ctx, nursery, peer, upstream)
         except Exception as exc:  # the single catch, second half: this attempt's fate
             error = as_proxy_error(exc, session)
         else:
             session._held = None
-            return None
+            if not stored:
+                return None
         finally:
             lease.release()
+        cache = session._cache
+        if stored:  # a slow client is not to keep the origin's connection from others meanwhile
+            assert cache is not None
+            await serve_stored(session, filters, ctx, self._conf, cache)
+            return None
+        if cache is not None and cache.phase() in FILLING and cache.miss_handler() is not None:
+            cache.disable(NoCacheReason.UpstreamError)  # another attempt cannot go on with it
         if error.root_etype() == ErrorType.H2Downgrade:
             if peer.http1() is None:
                 error.set_retry(False)  # there is no other way to ask it
@@ -312,7 +457,8 @@ class Engine:
         nursery: trio.Nursery,
         peer: HttpPeer,
         upstream: UpstreamStream,
-    ) -> None:
+    ) -> bool:
+        """Carry the exchange; True where what is stored is to be served in place of its response."""
         filters, conf, options = self._filters, self._conf, peer.options
         read_timeout, write_timeout = options.read_timeout, options.write_timeout
         upstream.read_timeout = conf.read_timeout if read_timeout is None else read_timeout
@@ -333,15 +479,42 @@ class Engine:
             request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
+        cache = session._cache
+        rewritten = cache is not None and _fill(request, cache)
         if filters.upstream_request_filter is not None:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
+        tap = None
+        if cache is not None:
+            session._sent, session._asked_at, session._not_modified = request, wall_time(), None
+        if cache is not None and (rewritten or cache.enabled() or cache.bypassing()):
+            tap = upstream = TapStream(upstream, session, filters, ctx, cache, rewritten=rewritten)
+            filters = filters.of_client
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
-        first = await run_exchange(exchange, nursery)
+        exchange.altered = tap is not None and tap.alters
+        try:
+            first = await run_exchange(exchange, nursery)
+        except ServeStored:
+            return True
+        except ProxyError as exc:
+            if (
+                tap is None
+                or not tap.outlives_client
+                or exc.esource is not ErrorSource.DOWNSTREAM
+                or not session._body.done
+            ):
+                raise
+            # The client is gone, others may want what it asked for (trait 6.4).
+            self._services.log.info("ignored during caching: %s", exc)
+            session.downstream_session.keepalive = None
+            first = None
+        if tap is not None and first is None:
+            await tap.finish_fill()
         if first is not None:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf
             await run_tunnel(exchange, nursery, first)
+        return False
 
     def _connect_failed(
         self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError
@@ -455,6 +628,7 @@ class Engine:
 
     async def _client_left(self, session: Session, ctx: Any) -> None:
         """Tell the callbacks that the client is gone, shielded and bounded."""
+        _let_go(session)
         stream = session.downstream_session
         stream.keepalive = None
         error = session.error or stream.departure

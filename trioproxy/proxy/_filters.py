@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import attrs
 
 from .._errors import ErrorSource, ErrorType, ProxyError
+from ..cache._key import default_cache_key
+from ..cache._policy import NoCacheReason, Uncacheable
+from ..semantics._conditional import evaluate_conditions
+from ..semantics._range import range_header
 from ._plan import Plan, check_class, make_plan
 
 if TYPE_CHECKING:
@@ -28,6 +32,12 @@ if TYPE_CHECKING:
     from .._info import Digest
     from .._messages import BodyChunk, RequestHeader, ResponseHeader
     from .._peer import HttpPeer
+    from ..cache._key import CacheKey
+    from ..cache._meta import CacheMeta
+    from ..cache._phase import ForcedFreshness, PurgeStatus
+    from ..cache._policy import RespCacheable
+    from ..cache._storage import HitHandler
+    from ..semantics._range import RangeType
     from ._session import Session
 
 CtxT = TypeVar("CtxT")
@@ -117,8 +127,71 @@ class ProxyHttp(ABC, Generic[CtxT]):
         """
         return False
 
-    # (request_cache_filter, cache_key_callback, is_purge, cache_hit_filter and the other callbacks
-    # of the cache have their places here.)
+    # -- the cache -------------------------------------------------------------------------------
+
+    def request_cache_filter(self, session: Session, ctx: CtxT) -> None:
+        """Switch caching on for this request: ``session.cache.enable(storage, ...)``.
+
+        When: once, after `request_filter`, for every request. An exception is logged and the cache
+        stays as it was. Default: nothing, so nothing is cached. Pingora: ``request_cache_filter``.
+        """
+
+    def cache_key_callback(self, session: Session, ctx: CtxT) -> CacheKey:
+        """Return what a response is stored under.
+
+        When: once, where the cache is enabled. Whatever makes two responses differ must be in the
+        key, or one client gets what was meant for another. An exception is logged and switches the
+        cache off for the request. Default: scheme, authority (lower case, without the default
+        port), target, and GET for both GET and HEAD; Pingora has no default. Pingora:
+        ``cache_key_callback``.
+        """
+        return default_cache_key(session.req_header())
+
+    def is_purge(self, session: Session, ctx: CtxT) -> bool:
+        """Return True where the request is to delete what is stored under its key.
+
+        When: once for every request, after the key is known. Check who asks before you say so.
+        An exception goes to `fail_to_proxy`. Default: False. Pingora: ``is_purge``.
+        """
+        return False
+
+    def purge_response_filter(
+        self,
+        session: Session,
+        ctx: CtxT,
+        purge_status: PurgeStatus,
+        purge_response: ResponseHeader,
+    ) -> None:
+        """Rewrite the answer to a purge: 200, 404, or 405 where the cache is off, without content.
+
+        When: once per purge. An exception answers 500. Default: nothing. Pingora:
+        ``purge_response_filter``.
+        """
+
+    async def cache_hit_filter(
+        self,
+        session: Session,
+        meta: CacheMeta,
+        hit_handler: HitHandler,
+        is_fresh: bool,
+        ctx: CtxT,
+    ) -> ForcedFreshness | None:
+        """Look at what was found in the cache, and overrule its freshness.
+
+        When: after each look-up that found the right variant, fresh or stale; again after a wait
+        for another request that fills. An exception is logged and counts as a miss. Default: None,
+        nothing is overruled. Pingora: ``cache_hit_filter``.
+        """
+        return None
+
+    def cache_miss(self, session: Session, ctx: CtxT) -> None:
+        """Say whether a response that is not stored yet is to be.
+
+        When: after a look-up that found nothing, before the upstream is asked; not for what is
+        stale. Call ``session.cache.cache_miss()``, or ``session.cache.disable(reason)``. An
+        exception goes to `fail_to_proxy`. Default: the former. Pingora: ``cache_miss``.
+        """
+        session.cache.cache_miss()
 
     async def proxy_upstream_filter(self, session: Session, ctx: CtxT) -> bool:
         """Decide whether the request may go upstream.
@@ -202,8 +275,44 @@ class ProxyHttp(ABC, Generic[CtxT]):
         (`error_while_proxy`). Default: nothing. Pingora: ``upstream_response_filter``.
         """
 
-    # (response_cache_filter, cache_vary_filter, cache_not_modified_filter and range_header_filter
-    # have their places here.)
+    def response_cache_filter(
+        self, session: Session, resp: ResponseHeader, ctx: CtxT
+    ) -> RespCacheable:
+        """Decide whether a response is stored, and for how long it is fresh.
+
+        When: on the final head from the origin, behind `upstream_response_filter`, where the cache
+        is enabled or bypassed; on the merged head when the origin answered 304. Return
+        ``Cacheable(meta)`` or ``Uncacheable(reason)``; `trioproxy.cache.resp_cacheable` helps. An
+        exception is logged and nothing is stored. Default: uncacheable. Pingora:
+        ``response_cache_filter``.
+        """
+        return Uncacheable(NoCacheReason.Custom("default"))
+
+    def cache_vary_filter(self, meta: CacheMeta, ctx: CtxT, req: RequestHeader) -> bytes | None:
+        """Return what tells the variants of a resource apart, None where there is one only.
+
+        When: on a look-up that found the primary slot, and when a response is stored; a pure
+        function of its arguments. `trioproxy.cache.VarianceBuilder` makes it from the fields that
+        Vary names. Default: None, Vary is ignored. Pingora: ``cache_vary_filter``.
+        """
+        return None
+
+    def cache_not_modified_filter(self, session: Session, resp: ResponseHeader, ctx: CtxT) -> bool:
+        """Return True where the client's copy is as good as ``resp``: it gets a 304.
+
+        When: on a hit, and on a response whose request was rewritten for the cache. An exception
+        is logged and the whole response is sent. Default: RFC 9110 section 13. Pingora:
+        ``cache_not_modified_filter``.
+        """
+        return evaluate_conditions(session.req_header(), resp) == 304
+
+    def range_header_filter(self, session: Session, resp: ResponseHeader, ctx: CtxT) -> RangeType:
+        """Return the part of the content that the client gets, and make ``resp`` say so.
+
+        When: behind `cache_not_modified_filter`, unless ``session.ignore_downstream_range``.
+        Default: single and several ranges (RFC 9110 section 14). Pingora: ``range_header_filter``.
+        """
+        return range_header(session.req_header(), resp)
 
     async def response_filter(
         self, session: Session, upstream_response: ResponseHeader, ctx: CtxT
@@ -279,7 +388,16 @@ class ProxyHttp(ABC, Generic[CtxT]):
         error.decide_reuse(client_reused and not session.retry_buffer_truncated())
         return error
 
-    # (should_serve_stale has its place here.)
+    def should_serve_stale(self, session: Session, ctx: CtxT, error: ProxyError | None) -> bool:
+        """Return True to serve what is stored although it is stale.
+
+        When: with None where the asset is within its stale-while-revalidate time and somebody
+        renews it; with the error where the origin failed, or answered 5xx (its status is in the
+        error), the asset is within its stale-if-error time and nothing was sent. It may not fail.
+        Default: True for an error of the upstream, False without one. Pingora:
+        ``should_serve_stale``.
+        """
+        return error is not None and error.esource is ErrorSource.UPSTREAM
 
     async def fail_to_proxy(self, session: Session, e: ProxyError, ctx: CtxT) -> FailToProxy:
         """Answer a request that has failed for good.

@@ -52,6 +52,8 @@ class Exchange:
     conf: ServerConf
     #: Why the origin no longer takes the upload: the response may still come.
     send_error: ProxyError | None = None
+    #: Whether filters of the upstream's side have run already, so that lengths are to be checked.
+    altered: bool = False
 
 
 @attrs.define(eq=False)
@@ -348,11 +350,13 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                         "response_body_filter"
                         if body_filter is not None
                         else "upstream_response_body_filter"
-                        if upstream_body_filter is not None
+                        if upstream_body_filter is not None or exchange.altered
                         else "response_filter",
                     )
-                    declared.changed = filtered or (
-                        head.headers.get_bytes(b"content-length") != length_as_received
+                    declared.changed = (
+                        filtered
+                        or exchange.altered
+                        or head.headers.get_bytes(b"content-length") != length_as_received
                     )
                 out.append(head)
             elif kind is Trailers:
@@ -411,12 +415,17 @@ async def filter_chunk(
 
 
 async def _delayed(session: Session, out: list[ResponseEvent], seconds: Any) -> list[ResponseEvent]:
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-        raise ValueError(f"{session._phase} returned {seconds!r}: seconds, 0 or more, are right")
+    check_delay(session, seconds)
     if out:
         await session._send_events(*out)
     await trio.sleep(seconds)
     return []
+
+
+def check_delay(session: Session, seconds: Any) -> None:
+    """Refuse what a body filter cannot mean as a delay."""
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        raise ValueError(f"{session._phase} returned {seconds!r}: seconds, 0 or more, are right")
 
 
 async def _end_with_trailers(

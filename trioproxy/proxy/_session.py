@@ -20,6 +20,7 @@ from .._messages import (
     ResponseHeader,
     Trailers,
 )
+from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ._body import RequestBody
@@ -27,6 +28,7 @@ from ._failure import canned_head
 
 if TYPE_CHECKING:
     from .._peer import HttpPeer
+    from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
     from ._engine import Services
 
@@ -53,22 +55,29 @@ class Session:
     """
 
     __slots__ = (
+        "_asked_at",
         "_body",
         "_body_bytes_sent",
+        "_cache",
         "_continue_sent",
         "_failed",
         "_finished",
         "_held",
         "_ignore_info",
+        "_not_modified",
         "_peer_name",
+        "_permit",
         "_phase",
         "_request",
         "_response",
+        "_sent",
         "_services",
         "_started",
+        "_subrequest",
         "_upstream",
         "downstream_session",
         "error",
+        "ignore_downstream_range",
     )
 
     def __init__(
@@ -99,9 +108,27 @@ class Session:
         self._held: tuple[HttpPeer, bool] | None = None
         self._peer_name: str | None = None
         self._upstream: UpstreamStream | None = None
+        self._cache: HttpCache | None = None
+        #: The right to fill that another request has handed on.
+        self._permit: WritePermit | None = None
+        self._subrequest = False
+        #: The request that the last attempt sent, when it did (wall clock), and the 304 to it.
+        self._sent: RequestHeader | None = None
+        self._asked_at = 0.0
+        self._not_modified: ResponseHeader | None = None
+        #: Whether a Range of the client is passed over, where a cache has the whole content.
+        self.ignore_downstream_range = False
 
     def __repr__(self) -> str:
         return f"<Session {self._request.method} {self._request.path!r} from {self.client_addr()}>"
+
+    @property
+    def cache(self) -> HttpCache:
+        """What this request has to do with the cache; `request_cache_filter` switches it on."""
+        cache = self._cache
+        if cache is None:
+            cache = self._cache = HttpCache(self._services.spawn())
+        return cache
 
     # -- the request -----------------------------------------------------------------------------
 
@@ -199,7 +226,7 @@ class Session:
 
     def is_subrequest(self) -> bool:
         """Tell whether the request was made by another request."""
-        return False
+        return self._subrequest
 
     def is_custom(self) -> bool:
         """Tell whether the client speaks a custom protocol."""

@@ -72,7 +72,7 @@ class CacheControl:
           targets: The names of the fields, the most specific first.
 
         Returns:
-          What it says instead of Cache-Control and Expires, or None: a field that is empty, or
+          What it says instead of Cache-Control and Expires, or None. A field that is empty, or
           broken in any part, counts as absent.
         """
         for name in targets:

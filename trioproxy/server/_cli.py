@@ -22,9 +22,13 @@ from .._config import Listener, ServerConf
 from .._peer import HttpPeer
 from .._tls_settings import TlsSettings
 from .._version import __version__
+from ..cache._disk import DiskStorage
+from ..cache._memory import MemoryStorage
+from ..cache._shared import SharedCache
+from ..cache._storage import Storage
 from ..proxy._filters import ProxyHttp
 from ..transport._tls_server import TlsAcceptor
-from ._reverse import Reverse, upstreams
+from ._reverse import CachingReverse, Reverse, upstreams
 from ._run import run
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
@@ -311,6 +315,20 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         action="store_true",
         help="trust any https origin; never do this outside of a test",
     )
+    reverse.add_argument(
+        "--cache",
+        metavar="{off,memory,DIR}",
+        default="off",
+        help="RFC 9111 shared cache, in memory or in a directory; ./memory for one of that name "
+        "(default %(default)s)",
+    )
+    reverse.add_argument(
+        "--cache-size",
+        metavar="BYTES",
+        type=size(65536),
+        default=256 << 20,
+        help="what the cache may hold; K, M, G may follow (default 256M)",
+    )
     program = commands.add_parser(
         "run",
         parents=[shared],
@@ -373,6 +391,22 @@ def tls_settings(options: argparse.Namespace) -> TlsSettings | None:
     return settings
 
 
+def store(options: argparse.Namespace, command: _Parser) -> Storage:
+    """Return the storage that ``--cache`` names."""
+    if options.cache == "memory":
+        return MemoryStorage(options.cache_size)
+    if not options.cache:
+        command.error("argument --cache: '' is no directory: off, memory or a directory is right")
+    try:
+        Path(options.cache).mkdir(parents=True, exist_ok=True)
+        return DiskStorage(options.cache, options.cache_size)
+    except OSError as exc:
+        command.error(
+            f"argument --cache: {options.cache!r}: {exc.strerror or exc}; off, memory or a "
+            "directory that can be written is right"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line.
 
@@ -404,6 +438,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except ValueError as exc:
             command.error(f"argument {exc}")
         proxy: ProxyHttp[Any] = Reverse(peers, rewrite_host=options.rewrite_host)
+        if options.cache != "off":
+            proxy = CachingReverse(
+                peers,
+                rewrite_host=options.rewrite_host,
+                shared_cache=SharedCache(storage=store(options, command)),
+            )
     else:
         try:
             proxy = load(options.target)

@@ -12,6 +12,7 @@ from .._headers import Headers
 from .._messages import RequestHeader
 from .._options import DEFAULT, PeerOptions
 from .._peer import HttpPeer
+from ..proxy._cached import CachingProxy
 from ..proxy._filters import CLIENT_GONE, FailToProxy, ProxyHttp
 from ..proxy._session import Session
 from ..transport._tls_client import client_context
@@ -158,12 +159,19 @@ class Reverse(ProxyHttp[Turn]):
         """Answer 504 for an origin's timeout, 502 for its other errors, with a short text."""
         outcome = failure_status(e)
         if outcome:
-            body = _BODIES.get(outcome)
+            # A status that a filter has chosen speaks for itself.
+            chosen = e.etype.name == "HTTPStatus" and outcome not in (503, 508)
+            body = None if chosen else _BODIES.get(outcome)
             if body is None:
                 await session.respond_error(outcome)
             else:
                 await session.respond_error_with_body(outcome, body)
         return FailToProxy(outcome)
+
+
+@attrs.define(eq=False)
+class CachingReverse(Reverse, CachingProxy[Turn]):
+    """The same with a cache in front (``reverse --cache``)."""
 
 
 def failure_status(error: ProxyError) -> int:

@@ -25,10 +25,12 @@ from .._clock import wall_time
 from .._config import Listener, ServerConf, check_versions
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
+from ..cache._storage import StorageStatistics
 from ..codec._h1 import HeadLimits, RequestReader
 from ..codec._h1_codec import http1_codec
 from ..codec._h2 import H2Codec, H2Options
 from ..proxy._bound import Filters
+from ..proxy._cached import CachingProxy
 from ..proxy._engine import Engine, Services
 from ..proxy._filters import ProxyHttp
 from ..proxy._record import ExchangeRecord
@@ -75,6 +77,9 @@ class Statistics:
       connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
       accept_errors: Times that accepting failed for want of descriptors or memory.
+      cache: Requests with the cache on, by the phase that they ended in, such as ``("hit", 10)``.
+      collapsed: Requests that waited for another one that filled the cache.
+      cache_storage: What the storage of a `CachingProxy` holds and has done; None for another proxy.
       pool: The upstream connections.
     """
 
@@ -90,6 +95,9 @@ class Statistics:
     connection_limit_hits: int
     retries: int
     accept_errors: int
+    cache: tuple[tuple[str, int], ...]
+    collapsed: int
+    cache_storage: StorageStatistics | None
     pool: PoolStatistics
 
 
@@ -130,6 +138,7 @@ class Running:
 
 class _Server:
     def __init__(self, proxy: ProxyHttp[Any], conf: ServerConf, pool: Pool) -> None:
+        self.proxy = proxy
         self.conf = conf
         self.pool = pool
         self.access_log = AccessLog(conf.access_log) if conf.access_log != "off" else None
@@ -212,8 +221,16 @@ class _Server:
             connection_limit_hits=self.connection_limit_hits,
             retries=services.retries,
             accept_errors=self.accept_errors,
+            cache=tuple(sorted(services.cache_phases.items())),
+            collapsed=services.collapsed,
+            cache_storage=self.cache_storage(),
             pool=self.pool.statistics(),
         )
+
+    def cache_storage(self) -> StorageStatistics | None:
+        """Return the counters of the storage that the proxy caches in."""
+        shared = self.proxy.shared_cache if isinstance(self.proxy, CachingProxy) else None
+        return None if shared is None else shared.storage.statistics()
 
     # -- accepting -------------------------------------------------------------------------------
 
@@ -407,6 +424,7 @@ async def serve(
                 server.listening += [(each, front) for each in plan.opened]
             with server.serving:
                 async with trio.open_nursery() as nursery:
+                    server.services.nursery = nursery
                     urls = tuple(each.url for each, _ in server.listening)
                     task_status.started(Running(server, urls))
                     with server.accepting:
