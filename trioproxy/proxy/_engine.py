@@ -509,7 +509,13 @@ class Engine:
             session.downstream_session.keepalive = None
             first = None
         if tap is not None and first is None:
-            await tap.finish_fill()
+            # The client has its answer: a fill that takes too long is no failure of its request.
+            deadline, nursery.cancel_scope.deadline = nursery.cancel_scope.deadline, math.inf
+            with trio.move_on_at(deadline) as scope:
+                await tap.finish_fill()
+            if scope.cancelled_caught:
+                assert cache is not None
+                cache.disable(NoCacheReason.UpstreamError)
         if first is not None:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf
