@@ -13,7 +13,7 @@ share of the connection's window were taken into account.
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -160,6 +160,8 @@ class H2Codec:
         # What may still be under way on streams that were given up.
         self._late: dict[int, int] = {}
         self._block: list[Frame] = []
+        # Frames that came and wait to be gone through.
+        self._frames: deque[Frame] = deque()
         self._data_frames = 0
 
     # -- starting and ending ---------------------------------------------------------------------
@@ -212,14 +214,27 @@ class H2Codec:
 
     # -- receiving -------------------------------------------------------------------------------
 
-    def feed(self, data: bytes) -> list[Event]:
-        """Take bytes, and return what they mean; what is wrong with them is left in `failure`."""
+    @property
+    def more(self) -> bool:
+        """Whether `feed` has left frames for its next call."""
+        return bool(self._frames)
+
+    def feed(self, data: bytes, most: int = LARGEST_ID) -> list[Event]:
+        """Take bytes, and return what they mean; what is wrong with them is left in `failure`.
+
+        Args:
+          data: What came; may be empty, to go on with what was left.
+          most: How many frames to go through now; `more` tells whether any are left.
+        """
         if self.failure is not None:
             return []
         events: list[Event] = []
         gate = self.gate
         library = self._h2
-        for frame in gate.feed(data):
+        frames = self._frames
+        frames.extend(gate.feed(data))
+        for _ in range(min(most, len(frames))):
+            frame = frames.popleft()
             before = library.unsent
             self._receive(frame, events)
             made = library.unsent - before
@@ -227,9 +242,10 @@ class H2Codec:
                 self.control_unsent += 1
                 self.control_bytes += made
             if self._failed():
+                frames.clear()
                 return events
         failure = gate.failure
-        if failure is not None:
+        if failure is not None and not frames:
             self.fail(failure.code, failure.text, failure.limit)
         else:
             self._check_unsent()

@@ -48,8 +48,14 @@ from ..transport._byte_stream import ByteStream
 from ._mailbox import ReadTimer
 
 READ_SIZE = 65536
+#: Frames that are gone through before others get their turn: a read may hold thousands, of which
+#: each can cost a millisecond.
+FRAMES_AT_ONCE = 8
 #: Output that may wait to be written before streams have to wait their turn.
 HIGH_WATER = 65536
+#: Output at which the connection of a peer that does not read it ends. What our streams want to say
+#: waits at `HIGH_WATER`; refusals do not.
+MOST_UNSENT = 4 * HIGH_WATER
 #: Seconds for a last GOAWAY to get out before the connection is closed.
 GOODBYE_TIME = 1.0
 #: Bytes read and dropped behind a GOAWAY, or a reset would destroy it.
@@ -371,6 +377,10 @@ class H2Base(ABC):
 
     async def _read(self) -> None:
         while self.lost is None:
+            if self.codec.more:
+                await trio.lowlevel.checkpoint()
+                self.feed(b"")
+                continue
             try:
                 data = await self.transport.receive_some(READ_SIZE)
             except trio.ClosedResourceError:
@@ -388,8 +398,11 @@ class H2Base(ABC):
     def feed(self, data: bytes) -> None:
         """Give bytes to the codec, and act on what they mean."""
         codec = self.codec
-        for event in codec.feed(data):
+        for event in codec.feed(data, FRAMES_AT_ONCE):
             self._act(event)
+        if codec.pending > MOST_UNSENT:  # row H2-07
+            self.fail(ENHANCE_YOUR_CALM, "answers are not read", "max_unsent_bytes")
+            return
         failure = codec.failure
         if failure is not None:
             if failure.limit is not None:

@@ -37,6 +37,7 @@ def broken(observed: Observed) -> list[str]:
         *_requests(observed),
         *_time(observed),
         *_memory(observed),
+        *_places(observed),
     ]
 
 
@@ -470,3 +471,23 @@ def _memory(observed: Observed) -> Iterator[str]:
             most += MOST_BUFFERED * len(client.requests) + MOST_UNSENT
     if observed.peak > most:
         yield f"8: {observed.peak} bytes were buffered, {most} is the most"
+
+
+def _places(observed: Observed) -> Iterator[str]:
+    """Check that no client has more live sessions than streams that it may open (row H2-02).
+
+    A stream that both sides have ended makes room although its session may still be at its log: who
+    resets a stream whose end is under way learns of that end only later.
+    """
+    for alive in observed.alive:
+        live = 0
+        for number in alive:
+            asked = observed.asked.get(number)
+            if asked is None or asked.client < 0 or not _undisturbed(observed, asked):
+                continue
+            stays = observed.scenario.clients[asked.client].leaves is None
+            stream = asked.stream
+            live += stays and stream is not None and not stream.complete
+        if live > observed.scenario.most_streams:
+            yield f"8: {live} sessions of one connection lived at once"
+            return

@@ -305,17 +305,15 @@ def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
     if (down, up) == ("h1", "h1"):
         return plain
     secure = down.endswith("tls")
-    sent = [request.blocks * BLOCK for _, _, request in plain.requests()]
-    got = [
-        max((each.blocks * BLOCK for each in request.answers), default=BLOCK)
-        for _, _, request in plain.requests()
-    ]
+    most = 0
+    for _, _, request in plain.requests():
+        back = max((each.blocks for each in request.answers), default=1)
+        most += BLOCK * (request.blocks + back)
     clients = []
     for client in plain.clients:
         speaks = down
         if down != "h1" and choose((False, False, False, True)):
             speaks = "h1-tls" if secure else "h1"  # beside the others
-        most = sum(got) + sum(sent)
         requests = tuple(_versioned(choose, each, speaks, up) for each in client.requests)
         if speaks.startswith("h2") and choose((False,) * 7 + (True,)):
             # Asked and taken back at once: nothing may be gained by it.
@@ -334,7 +332,6 @@ def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
         names = (attrs.evolve(names[0], speaks="stranger"), *names[1:])
     origin_http2: tuple[Http2, ...] = ()
     if up.startswith("h2"):
-        most = sum(got) + sum(sent)
         origin_http2 = tuple(_http2(choose, most, origin=True) for _ in range(choose((0, 1, 1, 2))))
     return attrs.evolve(
         plain,
@@ -352,7 +349,6 @@ def _with_versions(choose: Choose, plain: Scenario) -> Scenario:
 
 
 # -- making them smaller -------------------------------------------------------------------------
-
 
 #: Fields whose numbers are tried smaller; of others the default is simpler, and no other value is.
 _NUMBERS = ("at", "blocks", "cut", "fail_operation", "frames")

@@ -53,6 +53,8 @@ class Ctx:
     calls: list[Call] = attrs.field(factory=list)
     began: float = 0.0
     ended: float = 0.0
+    #: Its last callback has returned.
+    over: bool = False
     #: The address of the client's connection.
     client: str | None = None
 
@@ -124,6 +126,8 @@ class Observed:
     received: list[Received] = attrs.field(factory=list)
     #: What was found wrong while it ran.
     problems: list[str] = attrs.field(factory=list)
+    #: Sessions of one connection that lived at once, where they were many.
+    alive: list[tuple[int, ...]] = attrs.field(factory=list)
     steps: int = 0
     peak: int = 0
     operations: int = 0

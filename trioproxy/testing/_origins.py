@@ -245,8 +245,7 @@ class Origins:
             peer.goaway()
         elif answer.after == "drop":
             await peer.close()
-            side_end = peer.end
-            side_end.close_now()
+            peer.end.close_now()
             peer.die()
         elif answer.after == "extra":
             peer.odd()

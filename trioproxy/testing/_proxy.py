@@ -86,28 +86,15 @@ class WorldProxy(ProxyHttp[Ctx]):
             session.set_abort_on_close(False)
 
     def _count_live(self, ctx: Ctx) -> None:
-        """Check that a client has no more live sessions than streams that it may open (H2-02).
-
-        A greedy one may have more in its own eyes: it asks before it knows that others are over.
-        """
+        """Write down which sessions of a client's connection live now."""
         observed = self.observed
-        mine = observed.asked.get(ctx.number)
-        client = observed.scenario.clients[mine.client] if mine and mine.client >= 0 else None
-        if client is None or client.http2 is None or client.http2.greedy:
-            return
-        live = 0
-        for each in observed.contexts:
-            asked = observed.asked.get(each.number)
-            if (
-                each.client == ctx.client
-                and each.calls[-1].name != "logging"
-                and asked is not None
-                and asked.stream is not None
-                and not asked.stream.complete
-            ):
-                live += 1
-        if live > observed.scenario.most_streams:
-            observed.problems.append(f"8: {live} sessions of one connection live at once")
+        alive = tuple(
+            each.number
+            for each in observed.contexts
+            if each.client == ctx.client and each.number >= 0 and not each.over
+        )
+        if len(alive) > observed.scenario.most_streams:
+            observed.alive.append(alive)
 
     async def request_filter(self, session: Session, ctx: Ctx) -> bool:
         await self._do("request_filter", ctx)
@@ -218,4 +205,7 @@ class WorldProxy(ProxyHttp[Ctx]):
 
     async def logging(self, session: Session, e: ProxyError | None, ctx: Ctx) -> None:
         ctx.ended = trio.current_time()
-        await self._do("logging", ctx, "" if e is None else str(e.etype))
+        try:
+            await self._do("logging", ctx, "" if e is None else str(e.etype))
+        finally:
+            ctx.over = True
