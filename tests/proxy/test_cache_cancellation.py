@@ -25,6 +25,7 @@ from tests._support.caching import (
     settled,
     stored_body,
 )
+from tests._support.matrix import H1, H2C, LEGS, Exchange, Leg, Pairing, open_matrix
 from tests._support.recording import GET, CutError, Gateway, Message, Wire, chunked, raises
 from tests._support.steps import AtStep, run_with, use_one_schedule
 from trioproxy import BodyChunk, ErrorSource, ErrorType, ProxyError, ServerConf, Session
@@ -412,6 +413,37 @@ async def test_a_transfer_goes_on_without_its_client_where_others_can_read_it(
     assert "error_while_proxy" not in recorder.names()
 
 
+@pytest.mark.parametrize("down", LEGS, ids=str)
+@pytest.mark.parametrize("up", [H1, H2C], ids=str)
+async def test_a_transfer_goes_on_whatever_its_client_spoke(
+    down: Leg, up: Leg, autojump_clock: MockClock
+) -> None:
+    go = trio.Event()
+
+    async def origin(exchange: Exchange) -> None:
+        await exchange.message()
+        await exchange.send_head(200, [("cache-control", "max-age=60")])
+        await exchange.send_data(b"hello")
+        await go.wait()
+        await exchange.send_data(b" wor")
+        await exchange.send_data(b"ld", end=True)
+
+    recorder = CacheRecorder()
+    async with open_matrix(recorder, origin, Pairing(down, up), check_windows=False) as gateway:
+        client = await gateway.connect()
+        exchange = await client.open(end=True)
+        await exchange.at_least(5)
+        await exchange.reset()
+        await settled()
+        assert recorder.of("logging") == []
+        go.set()
+        await settled()
+        assert recorder.the("logging").args["e"] is None
+        assert (await gateway.exchange()).body == BODY
+        assert stored_body(recorder.storage) == [BODY]
+        assert len(gateway.asked) == 1
+
+
 async def test_nothing_is_stored_without_the_client_where_nobody_could_read_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -662,3 +694,66 @@ async def test_a_writer_that_is_over_its_time_is_replaced_and_disturbs_nobody(
         assert await take(writer) == b"late"
 
     assert len(steps.asked) == 2
+
+
+@pytest.mark.parametrize("deed", [stop, leave])
+@pytest.mark.parametrize("asked", ["", "Range: bytes=0-1,4-5"])
+def test_a_hit_can_be_ended_at_each_of_its_steps(deed: Deed, asked: str) -> None:
+    def hit(step: int) -> tuple[int, CacheRecorder]:
+        bomb = AtStep(step)
+        recorder = CacheRecorder()
+
+        async def main() -> None:
+            async with open_cache(recorder, Steps([[ANSWER]]).origin()) as gateway:
+                await gateway.exchange(GET)
+                for each in gateway.clients:
+                    each.close()
+                await gateway.ended()
+                client = gateway.connect()
+                bomb.deed = lambda: deed(gateway, client)
+                bomb.on = True
+                try:
+                    await client.send(get("/path", asked) if asked else GET)
+                    await client.message()
+                except (CutError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+                client.close()
+                await gateway.ended()
+                bomb.on = False
+                assert (await gateway.exchange(GET)).body == BODY
+                # The entry may be replaced at once: nobody reads it any more.
+                assert isinstance(recorder.storage, MemoryStorage)
+                await settled()
+                assert recorder.storage._shelf.pinned == 0
+
+        run_with(bomb, main)
+        return bomb.count, recorder
+
+    total, _ = hit(0)
+    for step in range(1, total + 1):
+        _, recorder = hit(step)
+        for call in recorder.of("logging"):
+            error = call.args["e"]
+            assert error is None or error.root_etype() in (
+                ErrorType.ConnectionClosed,
+                ErrorType.WriteError,
+                ErrorType.Custom("Cancelled"),
+            ), (step, error)
+
+
+async def test_a_fill_without_its_client_is_bounded_by_the_requests_time(
+    autojump_clock: MockClock,
+) -> None:
+    steps = Steps([[ANSWER[:-11], 3.0, b"hello", trio.Event()]])
+    recorder = CacheRecorder()
+    conf = ServerConf(request_timeout=30, read_timeout=1000)
+    async with open_cache(recorder, steps.origin(), conf=conf) as gateway:
+        client = gateway.connect()
+        await client.send(GET)
+        await settled()
+        client.close()
+        await trio.sleep(29)
+        assert gateway.services.sessions == 1
+        await trio.sleep(2)
+        assert gateway.services.sessions == 0
+        assert stored_body(recorder.storage) == []

@@ -104,6 +104,7 @@ class Services:
             or self.handle is None
             or self.draining
             or self.background >= self.conf.max_background_requests
+            or session.req_header().method not in ("GET", "HEAD")
         ):
             return False
         request = session.req_header().copy()
