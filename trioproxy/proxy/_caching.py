@@ -406,7 +406,8 @@ class HitStream(UpstreamStream):
                 batch.append(END)
                 self._ended = True
                 return batch
-            await trio.lowlevel.checkpoint()
+            # The end of the session's nursery is a schedule point: another one here would be dear.
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self._handler.size is None:
                 return batch  # its content is still being written, and may take its time
         if self._ended:
