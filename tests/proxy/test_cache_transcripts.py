@@ -45,7 +45,9 @@ from trioproxy.cache import (
     CacheKey,
     CacheLock,
     CacheMeta,
+    CompactKey,
     ForcedFreshness,
+    LruEviction,
     MemoryStorage,
     NoCacheReason,
     Predictor,
@@ -1967,3 +1969,31 @@ async def test_several_ranges_of_a_hit_and_of_a_miss_are_the_same(
     assert parts[0] == parts[1]
     wanted = [body[:10], body[100000:150001], body[-1:]]
     assert [part.removesuffix(b"\r\n--") for part in parts[0] if part] == wanted
+
+
+async def test_what_is_evicted_when_the_server_has_ended_costs_nobody_a_response(
+    autojump_clock: MockClock,
+) -> None:
+    class Full(LruEviction):
+        """Has no room for anything."""
+
+        def admit(self, key: CompactKey, size: int, fresh_until: float) -> list[CompactKey]:
+            return [key]
+
+    recorder = CacheRecorder()
+
+    def enable(session: Session, _ctx: object) -> None:
+        assert recorder.storage is not None
+        session.cache.enable(recorder.storage, eviction=Full(1000))
+
+    recorder.hooks["request_cache_filter"] = enable
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+        await settled()
+        assert stored_body(recorder.storage) == []
+        assert gateway.services.nursery is not None
+        gateway.services.nursery.cancel_scope.cancel()
+        await settled()
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert [call.args["e"] for call in recorder.of("logging")] == [None, None]

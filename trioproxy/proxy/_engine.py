@@ -91,7 +91,10 @@ class Services:
 
     def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
         assert self.nursery is not None
-        self.nursery.start_soon(job)
+        try:
+            self.nursery.start_soon(job)
+        except RuntimeError:  # it has ended: so does the server, and the job is for what it keeps
+            self.log.warning("a job in the background was left out, as the server ends")
 
     def revalidate(self, session: Session, cache: HttpCache) -> bool:
         """Have what is stale fetched anew in the background; False where that cannot be now.
