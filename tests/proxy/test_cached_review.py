@@ -18,6 +18,7 @@ from tests._support.caching import (
     memory,
     open_cache,
     response,
+    settled,
     stored_body,
 )
 from tests._support.recording import (
@@ -29,6 +30,7 @@ from tests._support.recording import (
     Wire,
     answers,
     keeps,
+    returns,
 )
 from trioproxy import (
     BodyChunk,
@@ -380,3 +382,27 @@ async def test_a_fill_that_outlasts_the_requests_time_is_no_failure_of_the_reque
 
     assert recorder.the("logging").args["e"] is None
     assert stored_body(recorder.storage) == []
+
+
+@pytest.mark.parametrize(
+    "field", ['If-None-Match: "2"', "Range: bytes=0-0", "Range: bytes=9-", 'If-Match: "3"']
+)
+async def test_a_request_in_the_background_stores_the_whole_whatever_its_client_asked_for(
+    field: str, autojump_clock: MockClock
+) -> None:
+    go = trio.Event()
+    new = response('ETag: "2"', body=b"newer")
+    steps = Steps([[response('ETag: "1"', cache="max-age=60, stale-while-revalidate=3600")]])
+    steps.steps.append([new[:-5], go, b"newer"])
+    recorder = CacheRecorder(hooks={"should_serve_stale": returns(True)})
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(100)
+        await gateway.exchange(get("/path", field))
+        await settled()
+        assert gateway.services.background == 1
+        go.set()
+        await settled()
+        assert stored_body(recorder.storage) == [b"newer"]
+
+    assert [call.args["e"] for call in recorder.of("logging")] == [None, None, None]
