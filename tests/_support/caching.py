@@ -294,7 +294,7 @@ async def open_cache(
       lockstep: Let every write wait until the other party has read it all.
       adapt: Makes the gateway's transports.
     """
-    with clock_from(lambda: EPOCH + trio.current_time()):
+    with clock_from(_Clock().now):
         async with trio.open_nursery() as outer:
             background = await outer.start(_host)
             async with open_gateway(
@@ -311,6 +311,21 @@ async def open_cache(
             background.cancel_scope.cancel()
             if isinstance(proxy, CacheRecorder):
                 check_clean(proxy)
+
+
+class _Clock:
+    """Trio's clock, which threads cannot read, as wall time."""
+
+    def __init__(self) -> None:
+        self._last = EPOCH
+
+    def now(self) -> float:
+        """Return the seconds since the epoch, as they were last seen where this is a thread."""
+        try:
+            self._last = EPOCH + trio.current_time()
+        except RuntimeError:
+            pass
+        return self._last
 
 
 async def _host(task_status: trio.TaskStatus[trio.Nursery]) -> None:

@@ -24,6 +24,7 @@ from tests._support.caching import (
     settled,
     stored_body,
 )
+from tests._support.matrix import PAIRINGS, Exchange, Pairing, open_matrix
 from tests._support.recording import (
     GET,
     ORIGIN,
@@ -35,6 +36,7 @@ from tests._support.recording import (
     chunked,
     cuts,
     keeps,
+    post,
     raises,
     returns,
 )
@@ -43,7 +45,9 @@ from trioproxy.cache import (
     CacheKey,
     CacheLock,
     CacheMeta,
+    CompactKey,
     ForcedFreshness,
+    LruEviction,
     MemoryStorage,
     NoCacheReason,
     Predictor,
@@ -1468,6 +1472,43 @@ async def test_a_request_in_the_background_that_does_not_cache_lets_go_of_the_pe
         go.set()
 
 
+async def test_a_request_in_the_background_that_gets_no_context_lets_go_of_the_permit(
+    autojump_clock: MockClock,
+) -> None:
+    def new_ctx() -> object:
+        if len(recorder.of("new_ctx")) == 3:
+            raise ValueError("no context")
+        return recorder.of("new_ctx")[-1].ctx
+
+    recorder = CacheRecorder(hooks={**SERVES, "new_ctx": new_ctx})
+    async with open_cache(recorder, Steps([[BEHIND]]).origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        await gateway.exchange(GET)
+        await settled()
+        assert recorder.lock is not None
+        assert recorder.lock.statistics().held == 0
+        await gateway.exchange(GET)
+        await settled()
+
+    assert recorder.phases() == ["miss", "stale-updating", "stale-updating", "expired"]
+
+
+async def test_a_method_with_content_is_not_repeated_in_the_background(
+    autojump_clock: MockClock,
+) -> None:
+    key = returns_key()
+    steps = Steps([[BEHIND]])
+    recorder = CacheRecorder(hooks={**SERVES, "cache_key_callback": key})
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(post(b"ask"))
+        await trio.sleep(LATER)
+        await gateway.exchange(post(b"ask"))
+
+    assert [each.body for each in steps.asked] == [b"ask", b"ask"]
+    assert recorder.phases() == ["miss", "expired"]
+
+
 async def test_a_request_in_the_background_is_bounded_in_time(autojump_clock: MockClock) -> None:
     never = trio.Event()
     steps = Steps([[BEHIND], [never]])
@@ -1843,3 +1884,116 @@ async def test_an_upgrade_goes_through_with_the_cache_on(autojump_clock: MockClo
     names = recorder.names()
     assert names.count("upstream_response_body_filter") >= 1
     assert names[-1] == "logging"
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS, ids=str)
+async def test_the_callbacks_are_the_same_whatever_is_spoken(
+    pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    async def origin(exchange: Exchange) -> None:
+        await exchange.message()
+        fields = [("cache-control", "max-age=60"), ("content-length", "5")]
+        await exchange.respond(200, fields, b"hello")
+
+    recorder = CacheRecorder()
+    async with open_matrix(recorder, origin, pairing) as gateway:
+        first = await gateway.exchange()
+        second = await gateway.exchange()
+        part = await gateway.exchange(fields=[("range", "bytes=1-3")])
+        assert len(gateway.asked) == 1
+
+    assert (first.body, second.body, part.body) == (b"hello", b"hello", b"ell")
+    assert recorder.of_request(0) == MISS
+    assert recorder.of_request(1) == HIT
+
+
+async def test_hits_keep_their_connection(autojump_clock: MockClock) -> None:
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        client = gateway.connect()
+        for request, bodiless, status, body in (
+            (GET, False, 200, b"hello"),
+            (GET, False, 200, b"hello"),
+            (get(method="HEAD"), True, 200, b""),
+            (get("/path", RANGE), False, 206, b"ell"),
+            (get("/path", "Range: bytes=9-"), False, 416, b""),
+            (get("/path", "Range: bytes=0-0,2-2"), False, 206, None),
+            (get("/path", "If-None-Match: *"), False, 304, b""),
+            (get("/path", 'If-Match: "no"'), False, 412, b""),
+            (get(method="PURGE"), False, 404, b""),
+            (GET, False, 200, b"hello"),
+        ):
+            await client.send(request)
+            message = await client.message(bodiless=bodiless)
+            assert message.status == status
+            assert message.get("connection") == "keep-alive"
+            if body is not None:
+                assert message.body == body
+        assert len(gateway.clients) == 1
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_client_of_http_1_0_gets_what_is_stored(
+    framing: str, autojump_clock: MockClock
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
+    recorder = CacheRecorder()
+    origin = answers(HELLO if framing == "length" else head + chunked(b"hello"))
+    async with open_cache(recorder, origin) as gateway:
+        for _ in range(3):
+            message = await gateway.exchange(b"GET /path HTTP/1.0\r\nHost: site.test\r\n\r\n")
+            assert (message.status, message.body) == (200, b"hello")
+            assert message.get("transfer-encoding") is None
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert recorder.phases() == ["miss", "hit", "hit", "hit"]
+
+
+async def test_several_ranges_of_a_hit_and_of_a_miss_are_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    body = bytes(range(256)) * 1000
+    recorder = CacheRecorder()
+    ask = get("/path", "Range: bytes=0-9,100000-150000,-1")
+    async with open_cache(recorder, answers(response(body=body))) as gateway:
+        messages = [await gateway.exchange(ask) for _ in range(2)]
+
+    assert recorder.phases() == ["miss", "hit"]
+    parts = []
+    for message in messages:
+        kind = message.get("content-type")
+        assert kind is not None
+        boundary = kind.rpartition("=")[2].encode()
+        assert message.body.endswith(b"--" + boundary + b"--\r\n")
+        parts.append([part.partition(b"\r\n\r\n")[2] for part in message.body.split(boundary)])
+    assert parts[0] == parts[1]
+    wanted = [body[:10], body[100000:150001], body[-1:]]
+    assert [part.removesuffix(b"\r\n--") for part in parts[0] if part] == wanted
+
+
+async def test_what_is_evicted_when_the_server_has_ended_costs_nobody_a_response(
+    autojump_clock: MockClock,
+) -> None:
+    class Full(LruEviction):
+        """Has no room for anything."""
+
+        def admit(self, key: CompactKey, size: int, fresh_until: float) -> list[CompactKey]:
+            return [key]
+
+    recorder = CacheRecorder()
+
+    def enable(session: Session, _ctx: object) -> None:
+        assert recorder.storage is not None
+        session.cache.enable(recorder.storage, eviction=Full(1000))
+
+    recorder.hooks["request_cache_filter"] = enable
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+        await settled()
+        assert stored_body(recorder.storage) == []
+        assert gateway.services.nursery is not None
+        gateway.services.nursery.cancel_scope.cancel()
+        await settled()
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert [call.args["e"] for call in recorder.of("logging")] == [None, None]

@@ -60,6 +60,9 @@ class Ask:
 
 FRESH = says("Cache-Control: max-age=60")
 TAGGED = says("Cache-Control: max-age=60", 'ETag: "v1"')
+CHUNKED = TAGGED.replace(b"Content-Length: 3\r\n\r\none", b"") + (
+    b"Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n"
+)
 DATED = says("Cache-Control: max-age=60", f"Last-Modified: {LONG_AGO}")
 UNCHANGED = says("Cache-Control: max-age=60", 'ETag: "v1"', status="304 Not Modified", body=None)
 GONE_FOR_GOOD = says("Cache-Control: max-age=60", status="410 Gone", body="gone")
@@ -234,6 +237,19 @@ ROWS: dict[str, list[Ask]] = {
         ),
         Ask(None, 206, b"e", fields=("Range: bytes=-1", 'If-Range: "v1"')),
         Ask(None, fields=("Range: bytes=-1", 'If-Range: "v2"')),
+        Ask(None, 416, b"", fields=("Range: bytes=3-",), gets={"content-range": "bytes */3"}),
+    ],
+    "a part of a hit whose length the origin did not say": [
+        Ask(CHUNKED),
+        Ask(None, fields=("Range: bytes=x",), gets={"content-length": None}),
+        Ask(
+            None,
+            206,
+            b"ne",
+            fields=("Range: bytes=1-",),
+            gets={"content-range": "bytes 1-2/3", "content-length": "2"},
+        ),
+        Ask(None, 304, b"", fields=("Range: bytes=1-", 'If-None-Match: "v1"')),
         Ask(None, 416, b"", fields=("Range: bytes=3-",), gets={"content-range": "bytes */3"}),
     ],
     "a part of a miss stores the whole": [

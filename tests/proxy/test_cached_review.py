@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests._support.caching import (
+    EPOCH,
     HELLO,
     CacheRecorder,
     Steps,
@@ -17,6 +18,7 @@ from tests._support.caching import (
     memory,
     open_cache,
     response,
+    settled,
     stored_body,
 )
 from tests._support.recording import (
@@ -28,6 +30,7 @@ from tests._support.recording import (
     Wire,
     answers,
     keeps,
+    returns,
 )
 from trioproxy import (
     BodyChunk,
@@ -36,8 +39,11 @@ from trioproxy import (
     ProxyError,
     RequestHeader,
     ResponseHeader,
+    ServerConf,
     Session,
 )
+from trioproxy._info import ConnectionInfo
+from trioproxy._messages import END, Data
 from trioproxy.cache import (
     CacheKey,
     CacheMeta,
@@ -46,10 +52,12 @@ from trioproxy.cache import (
     MemoryStorage,
     MissHandler,
     NoCacheReason,
+    NoRange,
     Predictor,
     PurgeType,
     SharedCache,
 )
+from trioproxy.proxy._caching import HitStream
 
 
 @attrs.define(eq=False, slots=False)
@@ -322,3 +330,79 @@ async def test_a_tunnels_half_close_is_told_with_the_cache_on(autojump_clock: Mo
 
     for name in ("upstream_response_body_filter", "response_body_filter"):
         assert recorder.pieces(name) == [(b"hi", False), (None, True)]
+
+
+# -- time ----------------------------------------------------------------------------------------
+
+
+async def test_a_long_hit_lets_others_have_their_turn(autojump_clock: MockClock) -> None:
+    storage = MemoryStorage(1 << 24)
+    meta = CacheMeta(
+        header=ResponseHeader(200), created=EPOCH, updated=EPOCH, fresh_until=EPOCH + 60
+    )
+    writer = await storage.get_miss_handler(CacheKey(b"", b"a"), meta)
+    await writer.write_body(bytes(1 << 20), True)
+    await writer.finish()
+    found = await storage.lookup(CacheKey(b"", b"a"))
+    assert found is not None
+    stream = HitStream(ConnectionInfo(None, None), ResponseHeader(200), found[1], NoRange())
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        while not any(
+            event is END or (type(event) is Data and event.end)
+            for event in await stream.receive_batch()
+        ):
+            pass
+        nursery.cancel_scope.cancel()
+    stream.release()
+
+    assert turns >= 4
+
+
+async def test_a_fill_that_outlasts_the_requests_time_is_no_failure_of_the_request(
+    autojump_clock: MockClock,
+) -> None:
+    steps = Steps([[HELLO[:-5], 100.0, b"hello"]])
+    done = trio.Event()
+    recorder = CacheRecorder(hooks={"logging": lambda *_args: done.set()})
+    conf = ServerConf(request_timeout=10)
+    async with open_cache(recorder, steps.origin(), conf=conf) as gateway:
+        begun = trio.current_time()
+        assert (await gateway.exchange(get(method="HEAD"), bodiless=True)).status == 200
+        await done.wait()
+        assert trio.current_time() - begun == 10
+
+    assert recorder.the("logging").args["e"] is None
+    assert stored_body(recorder.storage) == []
+
+
+@pytest.mark.parametrize(
+    "field", ['If-None-Match: "2"', "Range: bytes=0-0", "Range: bytes=9-", 'If-Match: "3"']
+)
+async def test_a_request_in_the_background_stores_the_whole_whatever_its_client_asked_for(
+    field: str, autojump_clock: MockClock
+) -> None:
+    go = trio.Event()
+    new = response('ETag: "2"', body=b"newer")
+    steps = Steps([[response('ETag: "1"', cache="max-age=60, stale-while-revalidate=3600")]])
+    steps.steps.append([new[:-5], go, b"newer"])
+    recorder = CacheRecorder(hooks={"should_serve_stale": returns(True)})
+    async with open_cache(recorder, steps.origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(100)
+        await gateway.exchange(get("/path", field))
+        await settled()
+        assert gateway.services.background == 1
+        go.set()
+        await settled()
+        assert stored_body(recorder.storage) == [b"newer"]
+
+    assert [call.args["e"] for call in recorder.of("logging")] == [None, None, None]

@@ -25,6 +25,8 @@ from ._session import Session
 
 CtxT = TypeVar("CtxT")
 
+NOTHING_FITS = "only-if-cached, and nothing fits"
+
 _NOTHING = CacheControl()
 
 
@@ -34,8 +36,8 @@ class CachingProxy(ProxyHttp[CtxT]):
 
     Subclass it in place of `ProxyHttp` and give it a `trioproxy.cache.SharedCache`. It overrides
     `request_cache_filter`, `cache_key_callback`, `cache_hit_filter`, `ProxyHttp.cache_miss`,
-    `response_cache_filter`, `cache_vary_filter`, `should_serve_stale`, `upstream_response_filter`
-    (for what an unsafe method makes worthless) and `response_filter` (for Cache-Status, RFC 9211):
+    `response_cache_filter`, `cache_vary_filter`, `should_serve_stale`, `suppress_error_log`,
+    `upstream_response_filter` (for what an unsafe method makes worthless) and `response_filter` (for Cache-Status, RFC 9211):
     where you override one of them too, call ``super()``.
 
     Attributes:
@@ -101,7 +103,7 @@ class CachingProxy(ProxyHttp[CtxT]):
     def cache_miss(self, session: Session, ctx: CtxT) -> None:
         """Go on to the origin, unless the client wants only what is stored: 504."""
         if self._asks(session.req_header()).only_if_cached:
-            raise ProxyError.status(504, "only-if-cached, and nothing fits")
+            raise ProxyError.status(504, NOTHING_FITS)
         session.cache.cache_miss()
 
     def _asks(self, request: RequestHeader) -> CacheControl:
@@ -148,6 +150,10 @@ class CachingProxy(ProxyHttp[CtxT]):
             return False
         status = error.etype.code if error.etype.name == "HTTPStatus" else None
         return shared.policy.serve_stale_on_error(meta, wall_time(), status)
+
+    def suppress_error_log(self, session: Session, ctx: CtxT, error: ProxyError) -> bool:
+        """Keep out of the log that a client wanted only what is stored: it got what it asked for."""
+        return error.context == NOTHING_FITS
 
     async def upstream_response_filter(
         self, session: Session, upstream_response: ResponseHeader, ctx: CtxT

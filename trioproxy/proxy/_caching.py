@@ -60,6 +60,8 @@ log = logging.getLogger("trioproxy")
 
 #: Waits for another request that fills, before a request goes on without the cache (decision 28).
 MAX_ROUNDS = 4
+#: Bytes of a stored response that are sent before other tasks get their turn.
+YIELD_EVERY = 131072
 
 
 class ServeStored(Exception):
@@ -379,6 +381,8 @@ class HitStream(UpstreamStream):
         self._plan: RangePlan | None = plan
         self._left = handler.size
         self._ended = False
+        #: Bytes read since the last checkpoint: neither a store in memory nor a socket need be one.
+        self._unyielding = 0
 
     @property
     def anything_sent(self) -> bool:
@@ -402,19 +406,29 @@ class HitStream(UpstreamStream):
                 batch.append(END)
                 self._ended = True
                 return batch
-            await trio.lowlevel.checkpoint()
+            # The end of the session's nursery is a schedule point: another one here would be dear.
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self._handler.size is None:
                 return batch  # its content is still being written, and may take its time
         if self._ended:
             await trio.sleep_forever()
+        if self._unyielding >= YIELD_EVERY:
+            self._unyielding = 0
+            await trio.lowlevel.checkpoint()
         if self._plan is None:
             await self._whole(batch)
         else:
             await self._parts(batch, self._plan)
         return batch
 
-    async def _whole(self, batch: list[ResponseEvent]) -> None:
+    async def _read(self) -> bytes | None:
         data = await self._handler.read_body()
+        if data is not None:
+            self._unyielding += len(data)
+        return data
+
+    async def _whole(self, batch: list[ResponseEvent]) -> None:
+        data = await self._read()
         if data is None:
             batch.append(END)
             self._ended = True
@@ -425,7 +439,7 @@ class HitStream(UpstreamStream):
         batch.append(Data(data, self._ended))
 
     async def _parts(self, batch: list[ResponseEvent], plan: RangePlan) -> None:
-        data = await self._handler.read_body() if self._left is None else None
+        data = await self._read() if self._left is None else None
         if data is not None:
             batch.append(Data(data))
             return
@@ -441,7 +455,7 @@ class HitStream(UpstreamStream):
             batch.append(Data(piece.before))
         self._handler.seek(piece.start, piece.end)
         self._left = None
-        data = await self._handler.read_body()
+        data = await self._read()
         if data is not None:
             batch.append(Data(data))
 

@@ -91,7 +91,10 @@ class Services:
 
     def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
         assert self.nursery is not None
-        self.nursery.start_soon(job)
+        try:
+            self.nursery.start_soon(job)
+        except RuntimeError:  # it has ended: so does the server, and the job is for what it keeps
+            self.log.warning("a job in the background was left out, as the server ends")
 
     def revalidate(self, session: Session, cache: HttpCache) -> bool:
         """Have what is stale fetched anew in the background; False where that cannot be now.
@@ -104,6 +107,7 @@ class Services:
             or self.handle is None
             or self.draining
             or self.background >= self.conf.max_background_requests
+            or session.req_header().method not in ("GET", "HEAD")
         ):
             return False
         request = session.req_header().copy()
@@ -509,7 +513,13 @@ class Engine:
             session.downstream_session.keepalive = None
             first = None
         if tap is not None and first is None:
-            await tap.finish_fill()
+            # The client has its answer: a fill that takes too long is no failure of its request.
+            deadline, nursery.cancel_scope.deadline = nursery.cancel_scope.deadline, math.inf
+            with trio.move_on_at(deadline) as scope:
+                await tap.finish_fill()
+            if scope.cancelled_caught:
+                assert cache is not None
+                cache.disable(NoCacheReason.UpstreamError)
         if first is not None:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf

@@ -247,7 +247,7 @@ def range_header(
       boundary: That of a multipart answer; None makes one at random.
 
     Returns:
-      What to give to a `RangeSlicer`. A HEAD gets the same head, and no body.
+      What to give to a `RangeSlicer`.
     """
     if response.status != 200 or request.method not in ("GET", "HEAD"):
         return NoRange()
@@ -257,7 +257,8 @@ def range_header(
     headers = response.headers
     slices = None
     values = [value for name, _, value in request.headers.fields if name == b"range"]
-    if len(values) == 1 and _if_range(request, response):
+    # Of HEAD nothing is known to be a part (RFC 9110 section 14.2).
+    if request.method == "GET" and len(values) == 1 and _if_range(request, response):
         slices = parse_range(values[0], total, max_ranges=max_ranges)
     if slices is None:
         headers.set(b"Accept-Ranges", b"bytes")

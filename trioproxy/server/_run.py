@@ -13,6 +13,7 @@ import trio
 from .._config import Listener, ServerConf
 from .._errors import ErrorType, ProxyError
 from .._util import unwrap
+from ..proxy._cached import CachingProxy
 from ..proxy._filters import ProxyHttp
 from ._access_log import LOGGER
 from ._descriptors import raise_descriptor_limit
@@ -21,6 +22,8 @@ from ._serve import Running, serve
 log = logging.getLogger("trioproxy")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds for the storage of a cache to be closed.
+CLOSE_TIME = 5.0
 #: Reads the certificates again; Windows has no such signal.
 RELOAD_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
@@ -116,4 +119,8 @@ async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: 
             say(f"trioproxy: error: {exc.context}")
             return 1
         raise exc from None
+    finally:
+        if isinstance(proxy, CachingProxy) and proxy.shared_cache is not None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIME):
+                await proxy.shared_cache.storage.aclose()
     return code
