@@ -158,29 +158,27 @@ class _Server:
             refuse_underscores=conf.refuse_underscores,
             allow_trace=conf.allow_trace,
         )
+        shared: dict[str, Any] = {
+            "idle_timeout": conf.idle_timeout,
+            "body_timeout": conf.body_timeout,
+            "min_receive_rate": conf.min_receive_rate,
+            "write_timeout": conf.write_timeout,
+            "drain_timeout": conf.drain_timeout,
+            "server_name": conf.server_name.encode("ascii"),
+        }
         self.options = H1ServerOptions(
             header_timeout=conf.header_timeout,
-            idle_timeout=conf.idle_timeout,
-            body_timeout=conf.body_timeout,
-            min_receive_rate=conf.min_receive_rate,
-            write_timeout=conf.write_timeout,
-            drain_timeout=conf.drain_timeout,
             drain_bytes=conf.drain_bytes,
             request_limit=conf.keepalive_request_limit,
-            server_name=conf.server_name.encode("ascii"),
+            **shared,
         )
         self.h2_options = H2ServerOptions(
-            idle_timeout=conf.idle_timeout,
-            body_timeout=conf.body_timeout,
-            min_receive_rate=conf.min_receive_rate,
-            write_timeout=conf.write_timeout,
-            drain_timeout=conf.drain_timeout,
             max_streams=conf.h2_max_streams,
             request_limit=min(
                 conf.h2_request_limit, conf.keepalive_request_limit or conf.h2_request_limit
             ),
             max_body_bytes=conf.max_body_bytes,
-            server_name=conf.server_name.encode("ascii"),
+            **shared,
         )
         self.codec_options = H2Options(
             stream_window=conf.h2_stream_window,

@@ -11,7 +11,6 @@ after another in the task that calls `H1ServerConnection.run`.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
@@ -34,36 +33,21 @@ from ..semantics._framing import MessageRefused
 from ..transport._byte_stream import ByteStream
 from ._abc import DownstreamStream
 from ._h1_write import MessageWriter
-from ._mailbox import ReadTimer
+from ._mailbox import Allowance, ReadTimer
+from ._server import Handler, OnLimit, OnRefused, ServerOptions
 
 READ_SIZE = 65536
 #: Decoded bytes that may wait for the session before the reader stops reading.
 READ_AHEAD = 32768
 
-#: Seconds that a request's content may stay behind its lowest rate.
-RATE_GRACE = 5.0
-
-Handler = Callable[[DownstreamStream], Awaitable[None]]
-#: Told of a request that was refused before any callback: its connection, the status, the reason.
-OnRefused = Callable[[ConnectionInfo, int, str], None]
-#: Told of a limit that bit: the name of the setting.
-OnLimit = Callable[[str], None]
-
 
 @attrs.frozen(kw_only=True)
-class H1ServerOptions:
-    """Times (seconds, `math.inf` for none) and bounds of a downstream HTTP/1 connection."""
+class H1ServerOptions(ServerOptions):
+    """Times and bounds of a downstream HTTP/1 connection."""
 
     header_timeout: float = 15.0
-    idle_timeout: float = 60.0
-    body_timeout: float = 60.0
-    write_timeout: float = 60.0
-    drain_timeout: float = 2.0
     drain_bytes: int = 262144
     request_limit: int | None = None
-    min_send_rate: float = 0.0
-    min_receive_rate: float = 0.0
-    server_name: bytes = b"trioproxy"
 
 
 class H1ServerConnection:
@@ -363,10 +347,10 @@ class H1DownstreamStream(DownstreamStream):
     """One exchange on an `H1ServerConnection`."""
 
     __slots__ = (
+        "_allowance",
         "_awaits_continue",
         "_closed",
         "_connection",
-        "_credit",
         "_half_close",
         "_head_only",
         "_old_client",
@@ -407,7 +391,7 @@ class H1DownstreamStream(DownstreamStream):
         self._half_close = True
         self._scope: trio.CancelScope | None = None
         # Seconds that we may still wait before the content counts as too slow.
-        self._credit = RATE_GRACE if options.min_receive_rate else math.inf
+        self._allowance = Allowance(options.min_receive_rate)
         self._over = False
         self._closed = False
         self._tunnel = False
@@ -458,6 +442,7 @@ class H1DownstreamStream(DownstreamStream):
     async def receive_batch(self) -> list[RequestEvent]:
         """Return what is decoded of the request; see `MessageStream.receive_batch`."""
         connection = self._connection
+        allowance = self._allowance
         if self._closed:
             raise _exchange_over()
         while not connection.events:
@@ -476,36 +461,28 @@ class H1DownstreamStream(DownstreamStream):
                 ).into_down()
             timed = not self._over and not self._awaits_continue
             if timed:
-                if self._credit < self.read_timeout:
-                    rate = connection.options.min_receive_rate
-                    connection.timer.arm(self._credit, f"content at {rate:g} bytes a second")
+                if allowance.seconds < self.read_timeout:
+                    text = f"content at {allowance.rate:g} bytes a second"
+                    connection.timer.arm(allowance.seconds, text)
                 else:
                     connection.timer.arm(self.read_timeout, "more of the request's content")
-            started = trio.current_time() if self._credit != math.inf else 0.0
+            started = trio.current_time() if allowance.rate else 0.0
             try:
                 await connection.bell.wait()
             finally:
                 connection.timer.disarm()
-                if timed and self._credit != math.inf:
-                    self._credit -= trio.current_time() - started
+                if timed and allowance.rate:
+                    allowance.waited(trio.current_time() - started)
         batch = connection.take()
         if self._awaits_continue and type(batch[0]) is not RequestHeader:
             self._awaits_continue = False
-        if self._credit != math.inf:
-            self._add_credit(batch)
+        if allowance.rate:
+            size = sum(len(event.data) for event in batch if type(event) is Data)
+            allowance.received(size, self.read_timeout)
         last = batch[-1]
         if last is END or getattr(last, "end", False):
             self._over = True
         return batch
-
-    def _add_credit(self, batch: list[RequestEvent]) -> None:
-        """Count what came as time in which the client may be slow, but never save up for more.
-
-        Only our waiting uses it up: content that we do not read costs its sender nothing.
-        """
-        size = sum(len(event.data) for event in batch if type(event) is Data)
-        earned = self._credit + size / self._connection.options.min_receive_rate
-        self._credit = min(earned, max(RATE_GRACE, self.read_timeout))
 
     async def send(self, *events: ResponseEvent) -> None:
         """Send events of the response; see `MessageStream.send`."""
@@ -555,7 +532,7 @@ class H1DownstreamStream(DownstreamStream):
         ):
             self._tunnel = True
             self._over = False
-            self._credit = math.inf
+            self._allowance = Allowance()
             connection.start_tunnel()
 
     async def _send_at_rate(self, parts: list[bytes]) -> None:

@@ -47,10 +47,10 @@ from ..semantics._h2 import websocket_accept
 from ..semantics._priority import parse_priority
 from ..transport._byte_stream import ByteStream
 from ._abc import DownstreamStream
-from ._h1_server import Handler, OnLimit, OnRefused
 from ._h2 import HIGH_WATER, H2Base, H2Stream
 from ._h2_write import H2Writer
 from ._mailbox import Allowance
+from ._server import Handler, OnLimit, OnRefused, ServerOptions
 
 _log = logging.getLogger("trioproxy")
 
@@ -63,19 +63,12 @@ _FAREWELL = b"goodbye!"
 
 
 @attrs.frozen(kw_only=True)
-class H2ServerOptions:
-    """Times (seconds, `math.inf` for none) and bounds of a downstream HTTP/2 connection."""
+class H2ServerOptions(ServerOptions):
+    """Times and bounds of a downstream HTTP/2 connection."""
 
-    idle_timeout: float = 60.0
-    body_timeout: float = 60.0
-    write_timeout: float = 60.0
-    drain_timeout: float = 2.0
     max_streams: int = 100
     request_limit: int = 100000
     max_body_bytes: int | None = None
-    min_send_rate: float = 0.0
-    min_receive_rate: float = 0.0
-    server_name: bytes = b"trioproxy"
 
 
 class H2ServerConnection(H2Base):

@@ -16,8 +16,9 @@ from .._info import ConnectionInfo
 from ..codec._h2_gate import PREFACE
 from ..transport._byte_stream import ByteStream
 from ..transport._tls_server import TlsAcceptor
-from ._h1_server import H1ServerConnection, Handler, OnLimit
+from ._h1_server import H1ServerConnection
 from ._h2_server import H2ServerConnection
+from ._server import Handler, OnLimit
 
 OpenH1 = Callable[[ByteStream, ConnectionInfo, bytes], H1ServerConnection]
 OpenH2 = Callable[[ByteStream, ConnectionInfo, bytes], H2ServerConnection]
