@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -30,6 +31,14 @@ def run_with(bomb: AtStep, main: Callable[[], Awaitable[None]]) -> None:
     """Run a function on virtual time with its tasks in one order; `use_one_schedule` first."""
     trio._core._run._r.seed(1)
     trio.run(main, clock=MockClock(autojump_threshold=0), instruments=[bomb])
+
+
+def some_steps(total: int, stride: int) -> range:
+    """Return every so many steps of a run, from one on that the seed of the test run decides.
+
+    A run of the suite takes some of the steps; over its runs all of them come up.
+    """
+    return range(1 + random.randrange(stride), total + 1, stride)
 
 
 def use_one_schedule(patch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from tests._support.recording import (
     post,
     raises,
 )
+from tests._support.steps import some_steps
 from trioproxy import (
     BodyChunk,
     ErrorSource,
@@ -255,7 +256,7 @@ def test_it_can_be_ended_at_each_of_its_steps(name: str, deed: Deed) -> None:
 
     fails = scenario.statuses[0] >= 400
     seen: set[ErrorType] = set()
-    for step in range(1, steps + 1):
+    for step in some_steps(steps, 3):
         _, recorder, statuses = play(scenario, step, deed)
         try:
             check(recorder)
