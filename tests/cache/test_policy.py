@@ -300,7 +300,7 @@ def test_c_10_other_statuses_are_not_unless_they_are_public(status: int) -> None
         (-DAY, 0, 8640.0),
         (-1000 * DAY, 0, float(DAY)),
         (-DAY, None, 8640.0),
-        (-200, -100, 0.0),  # 10 s of freshness, and 100 s old
+        (-200, -100, -90.0),  # 10 s of freshness, and 100 s old
         (-9, 0, None),
         (0, 0, None),
         (100, 0, None),
@@ -599,6 +599,8 @@ def test_stale_on_error_is_an_option() -> None:
 
 # --- reuse, and what a request says
 
+BEHIND: Fields = [("Cache-Control", "max-age=10, stale-while-revalidate=10"), ETAG]
+
 
 @pytest.mark.parametrize(
     ("fields", "after", "directives", "verdict"),
@@ -618,6 +620,10 @@ def test_stale_on_error_is_an_option() -> None:
         (EXPLICIT, 10, "min-fresh=91", Verdict.EXPIRED),
         ([*EXPLICIT, ("Age", "50")], 0, "min-fresh=51", Verdict.EXPIRED),
         (EXPLICIT, 10, "min-fresh=x", Verdict.FRESH),
+        (BEHIND, 15, "min-fresh=0", Verdict.EXPIRED),
+        # It came 4 s after it had become stale.
+        ([*BEHIND, ("Age", "14")], 5, "", Verdict.REVALIDATE_BEHIND),
+        ([*BEHIND, ("Age", "14")], 6, "", Verdict.EXPIRED),
         (EXPLICIT, 110, "max-stale", Verdict.STALE_ALLOWED),
         (EXPLICIT, 110, "max-stale=10", Verdict.STALE_ALLOWED),
         (EXPLICIT, 111, "max-stale=10", Verdict.EXPIRED),

@@ -322,7 +322,8 @@ def _meta(
         header=_stored_header(response, cc, response_time),
         created=response_time,
         updated=response_time,
-        fresh_until=response_time + max(0.0, lifetime - age),
+        # Before now where it came stale: what may be served stale is so from that moment on.
+        fresh_until=max(0.0, response_time + lifetime - age),
         stale_while_revalidate=behind,
         stale_if_error=error,
         initial_age=age,
@@ -559,7 +560,7 @@ class SharedPolicy:
         # 0 asks for a validation, whatever the resolution of clocks.
         if max_age is not None and (not max_age or meta.age(now) > max_age):
             return Verdict.EXPIRED
-        if min_fresh and left < min_fresh:
+        if min_fresh is not None and left < min_fresh:  # 0 asks for what is not stale
             return Verdict.EXPIRED
         verdict = _by_age(meta, now)
         if verdict is Verdict.REVALIDATE_BEHIND and max_age is not None and max_stale is None:
