@@ -5,6 +5,15 @@ from __future__ import annotations
 from ..streams._memory import MemoryDownstream as MemoryDownstream
 from ..streams._memory import MemoryUpstream as MemoryUpstream
 from ..streams._memory import memory_exchange as memory_exchange
+from ._cache_oracle import cache_broken as cache_broken
+from ._cache_oracle import check_cached as check_cached
+from ._cache_scenario import Ask as Ask
+from ._cache_scenario import CacheClient as CacheClient
+from ._cache_scenario import CacheScenario as CacheScenario
+from ._cache_scenario import Deed as Deed
+from ._cache_scenario import Resource as Resource
+from ._cache_scenario import make_cache_scenario as make_cache_scenario
+from ._cache_world import run_cached as run_cached
 from ._conformance import check_message_stream as check_message_stream
 from ._invariants import check_invariants as check_invariants
 from ._making import make_scenario as make_scenario

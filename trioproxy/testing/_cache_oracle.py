@@ -55,9 +55,9 @@ def _answer(observed: CacheObserved, got: Got) -> Iterator[str]:
     final = got.final
     if got.outcome == "hang" and _undisturbed(observed):
         yield f"2: {where} got neither an answer nor an end"
-    if got.ask.control == "only-if-cached" and got.ask.method not in UNSAFE:
-        if any(each.ask == got.number for each in observed.said):
-            yield f"9: {where} went to the origin"
+    alone = got.ask.control == "only-if-cached" and got.ask.method not in UNSAFE
+    if alone and any(each.ask == got.number for each in observed.said):
+        yield f"9: {where} went to the origin"
     if final is None:
         return
     n, source = _number(final, b"x-said"), _number(final, b"x-body")
@@ -74,7 +74,7 @@ def _answer(observed: CacheObserved, got: Got) -> Iterator[str]:
             yield from (f"9: {where} {text}" for text in _belongs(observed, got, each))
     if said is not None and said.ask != got.number and said.method not in UNSAFE:
         yield from (f"9: {where} {text}" for text in _fresh(observed, got, said, final))
-    if body is not None:
+    if body is not None and final.status != 412:
         yield from (f"9: {where} {text}" for text in _content(observed, got, body, final))
     if said is not None and final.status == 304:
         yield from (f"9: {where} {text}" for text in _not_modified(got, said))
@@ -121,6 +121,10 @@ def _content(observed: CacheObserved, got: Got, said: Said, final: Message) -> I
     complete = got.outcome == "complete"
     if complete and not mine and longest is not None and len(full) > longest:
         yield f"got {len(full)} stored bytes, {longest} is the most"
+    if final.status == 416:
+        if _slices(got.ask, len(full)):
+            yield f"got 416 for a range of {len(full)} bytes"
+        return
     if said.etag != final.get(b"etag"):
         yield f"got the validator {final.get(b'etag')!r} on what has {said.etag!r}"
     if final.status == 206 and said.status != 206:

@@ -189,13 +189,19 @@ def _resource(choose: Choose) -> Resource:
         behind=choose((None, None, 5, 30)),
         error=choose((None, None, 5, 100)),
         flags=choose(
-            ((), (), (), (), ("no-store",), ("no-cache",), ("private",))
-            + (("must-revalidate",), ("proxy-revalidate",))
+            (
+                *((),) * 9,
+                ("no-store",),
+                ("no-cache",),
+                ("private",),
+                ("must-revalidate",),
+                ("proxy-revalidate",),
+            )
         ),
         age=choose((0, 0, 0, 4)),
         etag=etag,
         modified=choose((False, False, True)),
-        vary=choose((None, None, None, "x-kind", "x-kind", "*")),
+        vary=choose((None,) * 6 + ("x-kind",) * 5 + ("*",)),
         changes=choose((0.0, 0.0, 7.0, 1.3)),
         ranges=choose((False, True)),
         deeds=tuple(_deed(choose) for _ in range(choose((0, 0, 2, 5)))),
@@ -213,13 +219,13 @@ _RANGES: tuple[tuple[Range, ...], ...] = (
 
 
 def _ask(choose: Choose, resources: int) -> Ask:
-    method = choose(("GET",) * 12 + ("HEAD", "HEAD", "POST", "PUT", "DELETE"))
+    method = choose(("GET",) * 20 + ("HEAD", "HEAD", "POST", "PUT", "DELETE"))
     of = choose((0, 0, 0, *range(resources)))
-    wait = choose((0.0, 0.0, 0.0, 0.2, 1.0, 4.0, 11.0, 50.0))
+    wait = choose((0.0,) * 5 + (0.2, 1.0, 1.0, 4.0, 11.0, 50.0))
     if method not in ("GET", "HEAD"):
         return Ask(of, method, status=choose((204, 200, 303, 500)), wait=wait)
     control = choose(
-        (None,) * 8
+        (None,) * 16
         + ("no-cache", "no-store", "only-if-cached", "max-age", "max-stale", "min-fresh")
     )
     return Ask(
@@ -229,7 +235,7 @@ def _ask(choose: Choose, resources: int) -> Ask:
         control=control,
         seconds=choose((0, 1, 5, 100)) if control in ("max-age", "max-stale", "min-fresh") else 0,
         ranges=choose(((), (), (), *_RANGES)),
-        condition=choose((None,) * 6 + ("etag", "etag", "star", "since", "match", "if-range")),
+        condition=choose((None,) * 12 + ("etag", "etag", "star", "since", "match", "if-range")),
         wait=wait,
         slow=choose((0.0,) * 6 + (0.5, 3.0)),
         quits=choose((None,) * 9 + (0.0, 0.05, 1.0)),
