@@ -5,6 +5,6 @@ from __future__ import annotations
 from hypothesis import settings
 
 # No deadline for an example: how long one takes says more of the machine than of the code.
-settings.register_profile("default", max_examples=80, deadline=None)
+settings.register_profile("default", max_examples=50, deadline=None)
 settings.register_profile("deep", max_examples=5000, deadline=None)
 settings.load_profile("default")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy import Headers, RequestHeader, ResponseHeader
@@ -138,7 +138,6 @@ VALUES = st.lists(
 ).map(" , ".join)
 
 
-@settings(max_examples=100)
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.booleans())
 def test_forwarding_twice_equals_forwarding_once(
     pairs: list[tuple[str, str]], by_hand: bool

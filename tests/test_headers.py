@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy import Headers
@@ -137,7 +137,6 @@ def test_repr_shows_the_fields() -> None:
     assert repr(Headers({"A": "1"})) == "Headers([('A', '1')])"
 
 
-@settings(max_examples=60)
 @given(PAIRS)
 def test_what_goes_in_comes_out(pairs: list[tuple[str, bytes]]) -> None:
     headers = Headers(pairs)
@@ -146,7 +145,6 @@ def test_what_goes_in_comes_out(pairs: list[tuple[str, bytes]]) -> None:
     assert Headers(headers.items()).raw == headers.raw
 
 
-@settings(max_examples=60)
 @given(PAIRS, NAMES, VALUES)
 def test_set_touches_one_name_only(pairs: list[tuple[str, bytes]], name: str, value: bytes) -> None:
     headers = Headers(pairs)
@@ -158,7 +156,6 @@ def test_set_touches_one_name_only(pairs: list[tuple[str, bytes]], name: str, va
     assert headers.raw == others
 
 
-@settings(max_examples=100)
 @given(st.one_of(st.text(max_size=6), st.binary(max_size=6)), st.text(max_size=6))
 def test_nothing_that_is_accepted_can_break_a_line(name: str | bytes, value: str) -> None:
     headers = Headers()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import http
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy import BodyChunk, Headers, RequestHeader, ResponseHeader
@@ -135,7 +135,6 @@ def test_a_request_has_a_body_where_the_facts_say_so() -> None:
     assert not RequestFacts().has_body
 
 
-@settings(max_examples=80)
 @given(
     st.text("/%.aZ~;=&", max_size=8),
     st.none() | st.text("?/%.aZ~;=&", max_size=8),
@@ -154,7 +153,6 @@ def test_path_and_query_are_independent(
     assert RequestHeader("GET", head.target) == head
 
 
-@settings(max_examples=80)
 @given(st.text(max_size=6))
 def test_what_is_accepted_as_a_path_is_read_back_as_it_was(path: str) -> None:
     head = RequestHeader("GET", "/?q")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -1537,7 +1537,6 @@ async def _any_way(data: st.DataObject, kind: type[FakeStorage]) -> None:
     assert storage.all_given_back()
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from([FakeStorage, StreamingStorage]))
 def test_whatever_is_called_in_whatever_order_all_is_given_back(
     data: st.DataObject, kind: type[FakeStorage]

@@ -8,7 +8,7 @@ from collections import Counter
 import attrs
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -427,7 +427,6 @@ async def _play(data: st.DataObject, clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_the_lock_does_what_its_model_says(data: st.DataObject) -> None:
     clock = MockClock()

@@ -74,7 +74,6 @@ _NAME = st.text("abcXYZ-09", min_size=1, max_size=8)
 _MOMENT = st.floats(0, 1e11)
 
 
-@settings(max_examples=100)
 @given(
     status=st.integers(100, 999),
     reason=st.none() | _TEXT,
@@ -122,7 +121,7 @@ def test_c_05_a_form_that_is_cut_or_damaged_at_any_byte_is_refused() -> None:
         CacheMeta.from_bytes(whole + b"\0")
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.binary(max_size=200))
 def test_c_05_foreign_bytes_are_refused(data: bytes) -> None:
     for foreign in (data, b"TPM\x01" + data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy.cache._key import CacheKey
@@ -101,7 +101,6 @@ def test_a_predictor_without_room_is_refused() -> None:
         Predictor(0)
 
 
-@settings(max_examples=60)
 @given(st.integers(1, 4), st.lists(st.tuples(st.booleans(), st.sampled_from(KEYS)), max_size=30))
 def test_it_is_a_bounded_memory_of_the_last_marks(
     capacity: int, steps: list[tuple[bool, CacheKey]]

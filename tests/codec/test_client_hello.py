@@ -72,7 +72,7 @@ def test_an_old_hello_without_extensions_is_one() -> None:
     assert hello == ClientHello(versions=(0x0303,))
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(
     cuts=st.lists(st.integers(0, len(HELLO)), max_size=6),
     records=st.lists(st.integers(1, 300), max_size=6),
@@ -148,7 +148,6 @@ def test_a_hello_is_bounded() -> None:
         reader.feed(piece)
 
 
-@settings(max_examples=100)
 @given(st.binary(max_size=200), st.booleans())
 def test_nothing_else_is_raised_whatever_comes(data: bytes, framed: bool) -> None:
     try:
@@ -157,7 +156,6 @@ def test_nothing_else_is_raised_whatever_comes(data: bytes, framed: bool) -> Non
         pass
 
 
-@settings(max_examples=100)
 @given(st.integers(5, len(HELLO) - 1), st.integers(0, 255))
 def test_nothing_else_is_raised_where_a_byte_is_wrong(at: int, value: int) -> None:
     data = bytearray(HELLO)

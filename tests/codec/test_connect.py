@@ -26,7 +26,7 @@ def test_the_request_has_the_authority_twice_and_the_fields_in_order() -> None:
 
 
 @given(cuts=st.sets(st.integers(1, len(GRANTED) - 1)))
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 def test_an_answer_is_read_however_it_was_cut(cuts: set[int]) -> None:
     reader = _reader()
     places = [0, *sorted(cuts), len(GRANTED)]

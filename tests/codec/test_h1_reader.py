@@ -32,7 +32,7 @@ from trioproxy.codec._h1_write import (
 from trioproxy.semantics._framing import MessageRefused
 
 LIMITS = HeadLimits()
-fast = settings(max_examples=80, deadline=None)
+fast = settings(max_examples=settings().max_examples, deadline=None)
 
 REQUESTS = (
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -183,7 +183,7 @@ def mutate(data: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=2 * settings().max_examples, deadline=None)
 @given(st.sampled_from(REQUESTS), st.integers(0, 2**32), places)
 def test_mutated_requests_are_taken_or_refused_the_same_at_every_cut(
     message: bytes, seed: int, where: list[int]
@@ -201,7 +201,7 @@ def test_mutated_requests_are_taken_or_refused_the_same_at_every_cut(
         assert pieces == whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=2 * settings().max_examples, deadline=None)
 @given(st.sampled_from(RESPONSES), st.integers(0, 2**32), st.sampled_from(["GET", "HEAD"]))
 def test_mutated_responses_are_read_or_refused_with_502(
     message: bytes, seed: int, method: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy._h2_limits import H2Limits
@@ -197,7 +197,6 @@ def summary(frames: list[Frame]) -> list[tuple[object, ...]]:
     return [tuple(getattr(each, name) for name in Frame.__slots__) for each in frames]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(a_frame(), max_size=8), st.data(), st.booleans())
 def test_frames_are_the_same_wherever_their_bytes_are_split(
     sent: list[bytes], data: st.DataObject, server: bool
@@ -215,7 +214,6 @@ def test_frames_are_the_same_wherever_their_bytes_are_split(
     assert split.block_open == whole.block_open
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=64), max_size=8), st.booleans())
 def test_any_bytes_are_frames_or_a_failure(pieces: list[bytes], server: bool) -> None:
     gate = opened(server=server)

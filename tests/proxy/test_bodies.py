@@ -128,7 +128,6 @@ async def test_the_request_body_filter_is_called_as_its_framing_says(
     pieces_at=st.lists(st.integers(1, 39), max_size=4),
     framing=st.sampled_from(["length", "chunked"]),
 )
-@settings(max_examples=60, deadline=None)
 def test_a_request_body_reaches_filter_and_origin_whole_however_it_is_cut(
     body: bytes, cuts_at: list[int], pieces_at: list[int], framing: Any
 ) -> None:
@@ -222,7 +221,6 @@ async def test_both_response_body_filters_are_called_as_the_framing_says(
     pieces_at=st.lists(st.integers(1, 39), max_size=4),
     framing=st.sampled_from(["length", "chunked", "trailers", "close"]),
 )
-@settings(max_examples=80, deadline=None)
 def test_a_response_body_reaches_filters_and_client_whole_however_it_is_cut(
     body: bytes, cuts_at: list[int], pieces_at: list[int], framing: str
 ) -> None:
@@ -256,7 +254,7 @@ def test_a_response_body_reaches_filters_and_client_whole_however_it_is_cut(
 
 
 @given(data=st.data(), framing=st.sampled_from(["length", "chunked"]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 def test_a_cut_response_never_has_an_end_of_stream_nor_a_proper_end(
     data: st.DataObject, framing: str
 ) -> None:

@@ -326,6 +326,6 @@ def check(scenario: Scenario) -> None:
 
 
 @given(SCENARIOS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings().max_examples // 4, deadline=None)
 def test_an_exchange_is_the_same_whatever_is_spoken(scenario: Scenario) -> None:
     check(scenario)

@@ -248,7 +248,7 @@ async def client_by_chance(seed: int, steps: int, up: Any) -> None:
 
 
 @given(seed=st.integers(0, 10**9), steps=st.integers(1, 60), up=st.sampled_from([H1, H2C]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 def test_whatever_a_client_sends_nobody_else_suffers(seed: int, steps: int, up: Any) -> None:
     virtual(client_by_chance, seed, steps, up)
 
@@ -306,7 +306,7 @@ async def origin_by_chance(seed: int, steps: int, down: Any) -> None:
 
 
 @given(seed=st.integers(0, 10**9), steps=st.integers(1, 60), down=st.sampled_from([H1, H2C]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 def test_whatever_an_origin_sends_every_request_ends(seed: int, steps: int, down: Any) -> None:
     virtual(origin_by_chance, seed, steps, down)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy.semantics._cache_status import cache_status
@@ -50,7 +50,6 @@ def test_a_hit_did_not_go_forward() -> None:
 _text = st.text(max_size=20)
 
 
-@settings(max_examples=100)
 @given(_text, _text, _text, st.integers(), st.booleans())
 def test_whatever_it_is_given_it_is_a_member_of_a_list(
     name: str, key: str, detail: str, ttl: int, stored: bool

@@ -82,7 +82,7 @@ _tag = st.builds(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.lists(_tag, max_size=6), st.sampled_from([b",", b", ", b" ,\t", b",,"]))
 def test_any_proper_list_of_tags_is_read_back(tags: list[bytes], comma: bytes) -> None:
     assert entity_tags(comma.join(tags)) == tags

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trioproxy import Headers, RequestHeader, ResponseHeader
@@ -424,7 +424,6 @@ VALUES = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(["GET", "POST", "OPTIONS", "TRACE", "CONNECT", "G T", "foo", ""]),
     st.sampled_from(["/", "/a?b", "*", "", "a", "/a#", "/a b", "/\\", "/\xe9", "/" + "a" * 20000]),
@@ -466,7 +465,6 @@ def test_h2_14_http_1_and_http_2_take_the_same_requests(
         assert new.facts.te_trailers == old.facts.te_trailers
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -865,7 +863,6 @@ NAME = st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,8}", fullmatch=True).map(lambda na
 VALUE = st.from_regex(r"([!-~\xa0-\xff]([ -~\xa0-\xff\t]{0,8}[!-~\xa0-\xff])?)?", fullmatch=True)
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(NAME, VALUE), max_size=6), st.sampled_from(["GET", "PUT", "OPTIONS"]))
 def test_h2_15_a_request_keeps_its_fields_over_http_2(
     fields: list[tuple[str, str]], method: str
@@ -880,7 +877,6 @@ def test_h2_15_a_request_keeps_its_fields_over_http_2(
     )
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(NAME, VALUE), max_size=6), st.sampled_from([200, 204, 304, 404, 599]))
 def test_h2_15_a_response_keeps_its_fields_over_http_2(
     fields: list[tuple[str, str]], status: int

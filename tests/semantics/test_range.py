@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy import RequestHeader, ResponseHeader
@@ -385,7 +385,6 @@ _edges = st.sets(st.integers(0, 200), min_size=2, max_size=12).map(sorted)
 _cuts = st.lists(st.integers(0, 200), max_size=12)
 
 
-@settings(max_examples=100)
 @given(_body, _edges, _cuts)
 def test_any_chunking_gives_the_slices(body: bytes, edges: list[int], cuts: list[int]) -> None:
     wanted = list(zip(edges[::2], edges[1::2], strict=False))
@@ -429,7 +428,6 @@ def test_any_chunking_gives_the_slices(body: bytes, edges: list[int], cuts: list
     ]
 
 
-@settings(max_examples=100)
 @given(st.text("0123456789-, =btes\tx", max_size=30), st.integers(0, 40))
 def test_whatever_is_asked_the_slices_lie_within_the_body(text: str, total: int) -> None:
     behind = 0

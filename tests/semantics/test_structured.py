@@ -177,7 +177,6 @@ def test_what_is_not_a_dictionary_is_refused(text: str) -> None:
         parse_dictionary(text.encode())
 
 
-@settings(max_examples=100)
 @given(st.binary(max_size=40) | st.text('(); ,=abAB19.-"\\:?@%*\t', max_size=40).map(str.encode))
 def test_any_bytes_are_parsed_or_refused(value: bytes) -> None:
     for parse in (parse_item, parse_list, parse_dictionary):
@@ -185,7 +184,7 @@ def test_any_bytes_are_parsed_or_refused(value: bytes) -> None:
             parse(value)
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z*][a-z0-9_.*-]{0,8}", fullmatch=True),

@@ -99,7 +99,7 @@ async def test_over_a_trio_stream() -> None:
 BODY = bytes(range(256)) * 1024  # 256 KiB
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(
     cut=st.sampled_from([1, 2, 5, 6, 100, 1000, SLICE]),
     sizes=st.lists(st.sampled_from([0, 1, 5, 100, SMALL, SMALL + 1, SLICE]), max_size=4),

@@ -10,7 +10,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests._support.upstream import FakeConnection, FakeStream
@@ -672,7 +672,6 @@ class Model(Connector):
                 assert not tasks.child_tasks
 
 
-@settings(max_examples=100, deadline=None)
 @given(STEPS, st.sampled_from([None, None, 1, 2, 4]), st.sampled_from([1, 2, 9]), st.integers(1, 4))
 def test_whatever_happens_the_pool_keeps_its_promises(
     steps: list[Any], cap: int | None, size: int, wished: int
