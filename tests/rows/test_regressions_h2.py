@@ -10,8 +10,9 @@ import trio
 from hyperframe.frame import Frame, PingFrame
 from trio.testing import MockClock
 
-from tests._support.h2_rows import h2_gateway, never, response
-from tests._support.h2_wire import ENHANCE_YOUR_CALM, request
+from tests._support.h2_rows import get, h2_gateway, never, response
+from tests._support.h2_wire import ENHANCE_YOUR_CALM, INITIAL_WINDOW_SIZE, request
+from tests._support.matrix import H2C, Exchange
 from trioproxy.streams import _h2
 
 
@@ -88,3 +89,28 @@ async def test_h2_07_refusals_that_nobody_reads_end_the_connection(
         assert connection.codec.last_stream_id < 599
         assert connection.buffered < 20_000
         assert gateway.limits_hit() == {"h2_max_unsent_bytes": 1}
+
+
+async def large(exchange: Exchange) -> None:
+    """Answer neighbours shortly, and everybody else with more than a stream's window holds."""
+    head = await exchange.head()
+    body = b"hello" if b"/neighbour" in head.start else b"x" * 200_000
+    await exchange.respond(200, [("content-length", str(len(body)))], body)
+
+
+async def test_h2_17_readers_that_stop_leave_room_to_others_on_the_origins_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async with h2_gateway(large, up=H2C) as gateway:
+        wire = await gateway.frames(start=False)
+        await wire.start({INITIAL_WINDOW_SIZE: 0})
+        for n in range(40):
+            await get(wire, 2 * n + 1, "/large")
+        await wire.ping()
+        await trio.sleep(10)  # all that the windows let through is under way
+        assert gateway.matrix.running.statistics().sessions == 40
+        assert gateway.matrix.running.statistics().pool.connections == 1
+        with trio.fail_after(5):
+            await gateway.neighbour_is_served()
+        wire.close()
+        await gateway.matrix.sessions_ended()

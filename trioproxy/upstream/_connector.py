@@ -32,7 +32,9 @@ _log = logging.getLogger("trioproxy")
 
 #: What an origin may send on an HTTP/2 stream, and on all of a connection, before it is taken.
 STREAM_WINDOW = 65535
+#: What a connection's window is larger than those of all its streams together.
 CONNECTION_WINDOW = 1 << 20
+MAX_WINDOW = 2**31 - 1  # RFC 9113 section 6.9.1
 
 #: Host-name look-ups at once: an abandoned one keeps its thread until the resolver answers (R-09).
 LOOKUPS = 8
@@ -101,9 +103,13 @@ class SocketConnector(Connector):
         self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
     ) -> H2ClientConnection:
         options = peer.options
+        stream_window = options.h2_stream_window_size or STREAM_WINDOW
+        # Room for a whole window of every stream: clients share this connection, and those that do
+        # not read what they asked for must not be able to stop the others.
+        window = min(CONNECTION_WINDOW + options.max_h2_streams * stream_window, MAX_WINDOW)
         codec_options = H2Options(
-            stream_window=options.h2_stream_window_size or STREAM_WINDOW,
-            connection_window=options.h2_connection_window_size or CONNECTION_WINDOW,
+            stream_window=stream_window,
+            connection_window=options.h2_connection_window_size or window,
             head_limits=self._limits,
             limits=self.conf.h2_limits,
             scheme=peer.scheme,
