@@ -349,15 +349,20 @@ class H1Exchange(Exchange):
     _left: int = 0
     _sending: str = "none"
     _held: bytearray | None = None
+    #: The body of `incoming`, which gets it whenever somebody looks.
+    _body: bytearray = attrs.field(factory=bytearray)
 
     # -- receiving
 
     async def _until(self, ready: Callable[[], bool]) -> Message:
-        while not ready():
-            try:
+        try:
+            while not ready():
                 await self._step()
-            except (EOFError, CutError, trio.BrokenResourceError, trio.ClosedResourceError):
-                raise CutError(self.incoming) from None
+        except (EOFError, CutError, trio.BrokenResourceError, trio.ClosedResourceError):
+            raise CutError(self.incoming) from None
+        finally:
+            if self.incoming is not None and len(self.incoming.body) < len(self._body):
+                self.incoming.body = bytes(self._body)
         assert self.incoming is not None
         return self.incoming
 
@@ -377,7 +382,7 @@ class H1Exchange(Exchange):
             buffer = self.wire.buffer
             piece = bytes(buffer if self._framing == "close" else buffer[: self._left])
             del buffer[: len(piece)]
-            self.incoming.body += piece
+            self._body += piece
             self._left -= len(piece)
             if not self._left and self._framing == "chunked":
                 assert await self.wire._line() == b""
@@ -410,9 +415,7 @@ class H1Exchange(Exchange):
         return await self._until(lambda: self.incoming is not None)
 
     async def at_least(self, count: int) -> Message:
-        return await self._until(
-            lambda: self.incoming is not None and len(self.incoming.body) >= count
-        )
+        return await self._until(lambda: self.incoming is not None and len(self._body) >= count)
 
     async def message(self) -> Message:
         return await self._until(lambda: self.ended)

@@ -340,7 +340,8 @@ class Recorder(ProxyHttp[Ctx]):
     # -- the callbacks
 
     def new_ctx(self) -> Ctx:
-        ctx = Ctx(len(self.of("new_ctx")))
+        made = (call.ctx.number + 1 for call in reversed(self.calls) if call.name == "new_ctx")
+        ctx = Ctx(next(made, 0))
         self._note("new_ctx", ctx)
         hook = self.hooks.get("new_ctx")
         return ctx if hook is None else hook()
