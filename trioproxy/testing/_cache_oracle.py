@@ -127,6 +127,8 @@ def _content(observed: CacheObserved, got: Got, said: Said, final: Message) -> I
         return
     if said.etag != final.get(b"etag"):
         yield f"got the validator {final.get(b'etag')!r} on what has {said.etag!r}"
+    if not mine and not said.whole and said.over < got.begun and not _faults(observed):
+        yield f"got something of {said.number}, which had been cut before"
     if final.status == 206 and said.status != 206:
         if complete:
             yield from _parts(got.ask, full, final)
@@ -143,6 +145,11 @@ def _content(observed: CacheObserved, got: Got, said: Said, final: Message) -> I
             yield f"got {said.number} from the store, which was cut"
     if final.status not in (said.status, 206):
         yield f"got status {final.status} for {said.status}"
+
+
+def _faults(observed: CacheObserved) -> bool:
+    """Tell whether the proxy may learn of what the origin did only later."""
+    return bool(observed.scenario.origin_links)
 
 
 def _length(final: Message) -> int | None:

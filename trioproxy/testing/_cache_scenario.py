@@ -168,15 +168,25 @@ class CacheScenario(Value):
 
 
 def _deed(choose: Choose) -> Deed:
-    if choose((True, True, False)):
+    if choose((True, False)):
         return Deed()
     return Deed(
-        status=choose((200, 200, 200, 404, 500, 503)),
+        status=choose((200, 200, 200, 404, 500, 503, 503)),
         wait=choose((0.0, 0.0, 0.1, 2.0, 30.0)),
-        cut=choose((None, None, None, 0, 100, 300, 340, 1000, 20000)),
+        cut=choose((None, None, None, 0, 100, 300, 340, 700, 1000, 20000)),
         pause=choose((0.0, 0.0, 0.5, 4.0)),
         reset=choose((False, True)),
     )
+
+
+def _deeds(choose: Choose) -> tuple[Deed, ...]:
+    kind = choose(("calm", "calm", "odd", "odd", "odd", "down"))
+    if kind == "calm":
+        return ()
+    if kind == "odd":
+        return tuple(_deed(choose) for _ in range(choose((2, 5, 12))))
+    down = choose((Deed(503), Deed(500), Deed(cut=0), Deed(cut=340)))
+    return (Deed(),) * choose((1, 2)) + (down,) * 12
 
 
 def _resource(choose: Choose) -> Resource:
@@ -187,7 +197,7 @@ def _resource(choose: Choose) -> Resource:
         max_age=choose((10, 10, 10, 3, 60, 0, None)),
         s_maxage=choose((None, None, None, None, 5)),
         behind=choose((None, None, 5, 30)),
-        error=choose((None, None, 5, 100)),
+        error=choose((None, None, 5, 5, 100)),
         flags=choose(
             (
                 *((),) * 9,
@@ -204,7 +214,7 @@ def _resource(choose: Choose) -> Resource:
         vary=choose((None,) * 6 + ("x-kind",) * 5 + ("*",)),
         changes=choose((0.0, 0.0, 7.0, 1.3)),
         ranges=choose((False, True)),
-        deeds=tuple(_deed(choose) for _ in range(choose((0, 0, 2, 5)))),
+        deeds=_deeds(choose),
     )
 
 
