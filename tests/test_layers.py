@@ -34,16 +34,22 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+def _nodes(module: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(MODULES[module].read_text("utf-8"))))
+
+
+NODES = {module: _nodes(module) for module in MODULES}
+
+
 def _imports(module: str) -> Iterator[Import]:
-    tree = ast.parse(MODULES[module].read_text("utf-8"))
     package = ["trioproxy", *module.split(".")[:-1]]
     typing = {
         id(below)
-        for node in ast.walk(tree)
+        for node in NODES[module]
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for below in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in NODES[module]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(module, alias.name, node.lineno, id(node) in typing)
@@ -189,8 +195,8 @@ def test_sockets_and_tls_live_in_the_transport_alone() -> None:
     }
     users |= {
         module
-        for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for module in MODULES
+        for node in NODES[module]
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id == "trio"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 from typing import cast
 
@@ -153,10 +154,19 @@ async def test_s_10_a_reader_that_fails_costs_its_connection_alone(
         assert (await gateway.exchange(GET)).status == 200
 
 
+@functools.cache
+def package() -> dict[Path, list[ast.AST]]:
+    """Return the syntax of all modules, which are read once."""
+    return {
+        path: list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
 def test_s_11_every_shield_has_a_deadline() -> None:
     shields = 0
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, nodes in package().items():
+        for node in nodes:
             if not isinstance(node, ast.Call):
                 continue
             words = {keyword.arg for keyword in node.keywords}
@@ -169,8 +179,8 @@ def test_s_11_every_shield_has_a_deadline() -> None:
 
 
 def test_no_error_is_swallowed_that_might_be_a_cancellation() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, nodes in package().items():
+        for node in nodes:
             if not isinstance(node, ast.ExceptHandler):
                 continue
             caught = ast.unparse(node.type) if node.type is not None else ""
