@@ -50,7 +50,7 @@ from ._mailbox import ReadTimer
 READ_SIZE = 65536
 #: Frames that are gone through before others get their turn: a read may hold thousands, of which
 #: each can cost a millisecond.
-FRAMES_AT_ONCE = 8
+FRAMES_AT_ONCE = 32
 #: Output that may wait to be written before streams have to wait their turn.
 HIGH_WATER = 65536
 #: Output at which the connection of a peer that does not read it ends. What our streams want to say
