@@ -62,6 +62,8 @@ log = logging.getLogger("trioproxy")
 MAX_ROUNDS = 4
 #: Bytes of a stored response that are sent before other tasks get their turn.
 YIELD_EVERY = 131072
+#: Bytes of a stored response that are sent at once, where there are so many.
+WORTH_SENDING = 16384
 
 
 class ServeStored(Exception):
@@ -433,10 +435,25 @@ class HitStream(UpstreamStream):
             batch.append(END)
             self._ended = True
             return
-        if self._left is not None:
+        if self._left is not None:  # then all of it is there, and nothing of it is waited for
             self._left -= len(data)
+            if self._left and len(data) < WORTH_SENDING:
+                data = await self._more(data, self._left)
         self._ended = self._left == 0
         batch.append(Data(data, self._ended))
+
+    async def _more(self, data: bytes, left: int) -> bytes:
+        """Return a piece with those behind it: origins write in small ones, each stored as it came."""
+        pieces, size = [data], len(data)
+        while left > 0 and size < WORTH_SENDING:
+            piece = await self._read()
+            if piece is None:
+                break
+            pieces.append(piece)
+            size += len(piece)
+            left -= len(piece)
+        self._left = left
+        return b"".join(pieces)
 
     async def _parts(self, batch: list[ResponseEvent], plan: RangePlan) -> None:
         data = await self._read() if self._left is None else None
