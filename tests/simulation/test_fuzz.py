@@ -8,8 +8,8 @@ from trioproxy.testing._fuzz import fuzz, main, run_session
 
 
 def test_sessions_of_a_run_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seed", "31", "--sessions", "4"]) == 0
-    assert capsys.readouterr().out == "4 sessions from seed 31: 0 broke an invariant\n"
+    assert main(["--seed", "37", "--sessions", "4"]) == 0
+    assert capsys.readouterr().out == "4 sessions from seed 37: 0 broke an invariant\n"
 
 
 def test_a_run_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,8 @@ def test_a_run_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_some_sessions_are_ended_at_a_step() -> None:
-    deeds = {run_session(seed).deed for seed in range(40, 50) if run_session(seed).step}
+    runs = [run_session(seed) for seed in range(40, 50)]
+    deeds = {each.deed for each in runs if each.step}
     assert len(deeds) > 1
 
 

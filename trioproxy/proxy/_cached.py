@@ -37,8 +37,8 @@ class CachingProxy(ProxyHttp[CtxT]):
     Subclass it in place of `ProxyHttp` and give it a `trioproxy.cache.SharedCache`. It overrides
     `request_cache_filter`, `cache_key_callback`, `cache_hit_filter`, `ProxyHttp.cache_miss`,
     `response_cache_filter`, `cache_vary_filter`, `should_serve_stale`, `suppress_error_log`,
-    `upstream_response_filter` (for what an unsafe method makes worthless) and `response_filter` (for Cache-Status, RFC 9211):
-    where you override one of them too, call ``super()``.
+    `upstream_response_filter` (for what an unsafe method makes worthless) and `response_filter`
+    (for Cache-Status, RFC 9211): where you override one of them too, call ``super()``.
 
     Attributes:
       shared_cache: The cache; None caches nothing.
