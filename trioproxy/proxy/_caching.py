@@ -72,7 +72,10 @@ class ServeStored(Exception):
 
 def warn(what: str, exc: Exception) -> None:
     """Log what went wrong with the cache, which is no matter of the client's."""
-    log.warning("%s: %s: %s", what, type(exc).__name__, exc, exc_info=exc)
+    if isinstance(exc, ProxyError):  # it says all there is to say
+        log.warning("%s: %s", what, exc)
+    else:
+        log.warning("%s: %s: %s", what, type(exc).__name__, exc, exc_info=exc)
 
 
 def _too_large(exc: Exception) -> bool:
