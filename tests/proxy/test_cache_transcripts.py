@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests._support.caching import (
     CONNECTED,
+    EPOCH,
     HELLO,
     KEYED,
     PREFIX,
@@ -23,6 +24,7 @@ from tests._support.caching import (
     response,
     settled,
     stored_body,
+    vary_on_field,
 )
 from tests._support.matrix import PAIRINGS, Exchange, Pairing, open_matrix
 from tests._support.recording import (
@@ -40,7 +42,15 @@ from tests._support.recording import (
     raises,
     returns,
 )
-from trioproxy import CachingProxy, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
+from trioproxy import (
+    CachingProxy,
+    ErrorType,
+    HttpPeer,
+    ProxyError,
+    RequestHeader,
+    ResponseHeader,
+    Session,
+)
 from trioproxy.cache import (
     CacheKey,
     CacheLock,
@@ -457,6 +467,25 @@ ROWS = [
             + chunked(b"hello")
         ],
         max_file_size=4,
+        stored=[],
+    ),
+    Row(
+        "304 on a miss, as a filter asked for it",
+        [
+            *KEYED,
+            "cache_miss",
+            *CONNECTED,
+            "upstream_response_filter(304)",
+            "cache_not_modified_filter(304)",
+            "response_filter(304)",
+            "logging",
+        ],
+        304,
+        "disabled (304 on miss)",
+        b"",
+        request=get("/path", 'If-None-Match: "1"'),
+        hooks=lambda: {"upstream_request_filter": ask_again},
+        responses=[NOT_MODIFIED],
         stored=[],
     ),
     Row(
@@ -1098,6 +1127,10 @@ ROWS = [
 ]
 
 
+async def ask_again(session: Session, request: RequestHeader, _ctx: object) -> None:
+    request.headers.set("If-None-Match", session.get_header("if-none-match") or "")
+
+
 def cut_to_two(_session: Session, head: ResponseHeader, _ctx: object) -> SingleRange:
     head.headers.set("Content-Length", "2")
     return SingleRange(3, 5)
@@ -1317,10 +1350,11 @@ async def test_what_is_forced_to_be_a_miss_after_a_wait_is_fetched_anew(
     ]
 
 
+@pytest.mark.parametrize("error", [BUSY, None], ids=["503", "closes"])
 async def test_a_writer_that_serves_stale_for_an_error_lets_go_of_the_lock(
-    autojump_clock: MockClock,
+    error: bytes | None, autojump_clock: MockClock
 ) -> None:
-    steps = Steps([[INSTEAD], [BUSY], [HELLO]])
+    steps = Steps([[INSTEAD], [error], [HELLO]])
 
     async def slowly(*_args: object) -> None:
         await trio.sleep(1000)
@@ -1654,6 +1688,25 @@ async def test_the_predictor_learns_and_forgets(autojump_clock: MockClock) -> No
     assert recorder.of_request(1) == [*KEYED, *CONNECTED, *UNCACHEABLE, *NEWS, "logging"]
 
 
+async def test_what_is_too_large_by_its_length_is_not_looked_up_again(
+    autojump_clock: MockClock,
+) -> None:
+    recorder = CacheRecorder(predictor=Predictor(8), max_file_size=4)
+    async with open_cache(recorder, answers(HELLO, HELLO, response(body=b"four"))) as gateway:
+        client = gateway.connect()
+        for _ in range(4):
+            await client.send(GET)
+            await client.message()
+
+    assert recorder.phases() == [
+        "disabled (ResponseTooLarge)",
+        "disabled (ResponseTooLarge)",
+        "miss",
+        "hit",
+    ]
+    assert "cache_miss" not in recorder.of_request(1)
+
+
 async def test_what_was_too_large_is_counted_until_it_fits(autojump_clock: MockClock) -> None:
     def of(body: bytes) -> bytes:
         head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -1755,6 +1808,27 @@ async def test_an_attempt_that_is_repeated_leaves_nothing_of_the_first_in_the_st
 
     assert recorder.the("logging").args["e"] is None
     assert recorder.phases() == ["disabled (UpstreamError)"]
+
+
+async def test_an_attempt_that_fails_before_the_store_is_open_is_repeated(
+    autojump_clock: MockClock,
+) -> None:
+    def again(_peer: object, _session: Session, e: ProxyError, ctx: Any, _r: bool) -> ProxyError:
+        e.set_retry(ctx.attempts < 2)
+        return e
+
+    def fails_once(meta: CacheMeta, ctx: Any, request: RequestHeader) -> bytes | None:
+        if ctx.number == 1 and ctx.attempts == 1 and meta.age(EPOCH + LATER) == 0:
+            raise teapot()
+        return vary_on_field(meta, ctx, request)
+
+    recorder = CacheRecorder(hooks={"error_while_proxy": again, "cache_vary_filter": fails_once})
+    async with open_cache(recorder, Steps([[HELLO]]).origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert recorder.phases() == ["miss", "disabled (UpstreamError)"]
 
 
 async def test_trailers_go_by_a_cache_that_stores_the_rest(autojump_clock: MockClock) -> None:

@@ -892,8 +892,6 @@ class TapStream(UpstreamStream):
         What goes wrong from here on is the cache's matter alone.
         """
         self._client_done = True
-        if self.filling and not self._session.is_subrequest():
-            self._session.downstream_session.unwatch()
         try:
             while self.filling and not self._over:
                 if not self._pending:
