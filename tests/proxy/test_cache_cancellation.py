@@ -635,6 +635,20 @@ async def test_a_response_that_is_cut_is_given_to_nobody_as_if_it_was_whole(
     await cut_is_not_stored(CUTS[name], whole)
 
 
+@pytest.mark.parametrize("name", CUTS)
+async def test_what_is_cut_behind_the_clients_end_is_not_stored(
+    name: str, autojump_clock: MockClock
+) -> None:
+    before, behind = CUTS[name]
+    recorder = CacheRecorder()
+    async with open_cache(recorder, Steps([[before, 1.0, behind, None]]).origin()) as gateway:
+        assert (await gateway.exchange(get(method="HEAD"), bodiless=True)).status == 200
+        await trio.sleep(2)
+        assert stored_body(recorder.storage) == []
+
+    assert recorder.the("logging").args["e"] is None
+
+
 async def test_a_store_that_keeps_what_is_cut_is_found(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
