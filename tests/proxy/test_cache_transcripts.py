@@ -42,6 +42,7 @@ from tests._support.recording import (
     raises,
     returns,
 )
+from tests._support.stores import fill, make_meta
 from trioproxy import (
     CachingProxy,
     ErrorType,
@@ -67,7 +68,7 @@ from trioproxy.cache import (
     Uncacheable,
 )
 from trioproxy.cache._lock import WritePermit
-from trioproxy.cache._memory import MemoryHitHandler
+from trioproxy.cache._memory import MemoryHitHandler, MemoryMissHandler
 
 Hooks = dict[str, Callable[..., Any]]
 FAILED = ["fail_to_proxy", "suppress_error_log", "request_summary"]
@@ -2071,3 +2072,110 @@ async def test_what_is_evicted_when_the_server_has_ended_costs_nobody_a_response
         assert (await gateway.exchange(GET)).body == b"hello"
 
     assert [call.args["e"] for call in recorder.of("logging")] == [None, None]
+
+
+# -- where a fill goes wrong on our side ---------------------------------------------------------
+
+
+async def test_a_delay_of_the_upstreams_filter_comes_before_the_store(
+    autojump_clock: MockClock,
+) -> None:
+    recorder = CacheRecorder(hooks={"upstream_response_body_filter": returns(5.0)})
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        client = gateway.connect()
+        await client.send(GET)
+        assert (await client.head()).status == 200
+        await trio.sleep(4.9)
+        assert stored_body(recorder.storage) == []
+        await trio.sleep(0.2)
+        assert stored_body(recorder.storage) == [b"hello"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_filter_may_switch_the_cache_off_in_mid_fill(
+    whole: bool, autojump_clock: MockClock
+) -> None:
+    recorder = CacheRecorder(
+        storage=memory(whole=whole), hooks={"upstream_response_body_filter": disables}
+    )
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert stored_body(recorder.storage) == []
+    assert recorder.phases() == ["disabled (mine)"]
+    assert recorder.the("logging").args["e"] is None
+
+
+@pytest.mark.parametrize("at", ["write_body", "finish"])
+@pytest.mark.parametrize(
+    "error", [OSError("full"), ProxyError.explain(ErrorType.FileWriteError, "")]
+)
+async def test_a_store_that_fails_in_mid_fill_costs_nobody_a_response(
+    at: str, error: Exception, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr(MemoryMissHandler, at, raises(error))
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert stored_body(recorder.storage) == []
+    assert recorder.phases() == ["disabled (StorageError)"]
+    assert recorder.the("logging").args["e"] is None
+
+
+async def test_a_reader_that_fails_in_mid_body_cuts_the_hit(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    pieces = [bytes(65536)] * 3
+
+    async def read_body(_self: object) -> bytes:
+        if not pieces:
+            raise ProxyError.explain(ErrorType.FileReadError, "gone").into_in()
+        return pieces.pop()
+
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(response(body=bytes(1 << 20)))) as gateway:
+        await gateway.exchange(GET)
+        recorder.calls.clear()
+        monkeypatch.setattr(MemoryHitHandler, "read_body", read_body)
+        client = gateway.connect()
+        await client.send(GET)
+        with pytest.raises(CutError) as caught:
+            await client.message()
+        assert await client.at_end()
+
+    assert caught.value.message is not None
+    assert recorder.shown()[-1] == "logging(FileReadError)"
+    assert "fail_to_proxy" not in recorder.names()
+    assert "error_while_proxy" not in recorder.names()
+
+
+async def test_an_entry_that_says_it_is_another_variant_is_not_served(
+    autojump_clock: MockClock,
+) -> None:
+    slots = [b"p" * 16, b"q" * 16]
+    recorder = CacheRecorder(hooks={"cache_vary_filter": lambda *_args: slots[0]})
+    key = CacheKey(b"test", b"one")
+    recorder.hooks["cache_key_callback"] = returns(key)
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        await gateway.exchange(GET)
+        meta = make_meta(created=EPOCH + 1)
+        assert recorder.storage is not None
+        await fill(recorder.storage, key.with_variance(slots[1]), b"wrong", meta=meta)
+        del slots[0]
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert recorder.phases() == ["miss", "disabled (InternalError)"]
+    assert "cache_hit_filter(True)" not in recorder.of_request(1)
+
+
+async def test_a_response_without_content_is_stored_too(autojump_clock: MockClock) -> None:
+    empty = b"HTTP/1.1 204 No Content\r\nCache-Control: max-age=60\r\n\r\n"
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(empty)) as gateway:
+        for _ in range(2):
+            assert (await gateway.exchange(GET)).status == 204
+
+    assert recorder.phases() == ["miss", "hit"]
+    for name in ("upstream_response_body_filter", "response_body_filter"):
+        assert recorder.of(name) == []
