@@ -198,7 +198,7 @@ def test_without_a_deed_one_fetches_for_all() -> None:
 def test_a_writer_that_is_ended_at_each_of_its_steps_is_followed_by_one_other(
     deed: Deed, whole: bool
 ) -> None:
-    readers = 2 if deed is stop else 1
+    readers = 2 if deed is stop or not whole else 1
     all_served = (BODY,) * readers
     total = play(0, nothing, whole=whole, readers=readers).steps
     assert total > 20
@@ -444,6 +444,31 @@ async def test_a_transfer_goes_on_whatever_its_client_spoke(
         assert len(gateway.asked) == 1
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["partial", "whole"])
+@pytest.mark.parametrize("down", LEGS, ids=str)
+async def test_a_client_that_has_its_answer_may_leave_whatever_it_spoke(
+    down: Leg, whole: bool, autojump_clock: MockClock
+) -> None:
+    go = trio.Event()
+
+    async def origin(exchange: Exchange) -> None:
+        await exchange.message()
+        await exchange.send_head(200, [("cache-control", "max-age=60")])
+        await go.wait()
+        await exchange.send_data(BODY, end=True)
+
+    recorder = CacheRecorder(storage=memory(whole=whole))
+    async with open_matrix(recorder, origin, Pairing(down, H1), check_windows=False) as gateway:
+        client = await gateway.connect()
+        assert (await client.exchange("HEAD")).status == 200
+        client.close()
+        await settled()
+        go.set()
+        await settled()
+        assert recorder.the("logging").args["e"] is None
+        assert stored_body(recorder.storage) == [BODY]
+
+
 async def test_nothing_is_stored_without_the_client_where_nobody_could_read_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -608,6 +633,20 @@ async def test_a_response_that_is_cut_is_given_to_nobody_as_if_it_was_whole(
     name: str, whole: bool, autojump_clock: MockClock
 ) -> None:
     await cut_is_not_stored(CUTS[name], whole)
+
+
+@pytest.mark.parametrize("name", CUTS)
+async def test_what_is_cut_behind_the_clients_end_is_not_stored(
+    name: str, autojump_clock: MockClock
+) -> None:
+    before, behind = CUTS[name]
+    recorder = CacheRecorder()
+    async with open_cache(recorder, Steps([[before, 1.0, behind, None]]).origin()) as gateway:
+        assert (await gateway.exchange(get(method="HEAD"), bodiless=True)).status == 200
+        await trio.sleep(2)
+        assert stored_body(recorder.storage) == []
+
+    assert recorder.the("logging").args["e"] is None
 
 
 async def test_a_store_that_keeps_what_is_cut_is_found(

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests._support.caching import (
     CONNECTED,
+    EPOCH,
     HELLO,
     KEYED,
     PREFIX,
@@ -23,6 +24,7 @@ from tests._support.caching import (
     response,
     settled,
     stored_body,
+    vary_on_field,
 )
 from tests._support.matrix import PAIRINGS, Exchange, Pairing, open_matrix
 from tests._support.recording import (
@@ -40,7 +42,16 @@ from tests._support.recording import (
     raises,
     returns,
 )
-from trioproxy import CachingProxy, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
+from tests._support.stores import fill, make_meta
+from trioproxy import (
+    CachingProxy,
+    ErrorType,
+    HttpPeer,
+    ProxyError,
+    RequestHeader,
+    ResponseHeader,
+    Session,
+)
 from trioproxy.cache import (
     CacheKey,
     CacheLock,
@@ -57,7 +68,7 @@ from trioproxy.cache import (
     Uncacheable,
 )
 from trioproxy.cache._lock import WritePermit
-from trioproxy.cache._memory import MemoryHitHandler
+from trioproxy.cache._memory import MemoryHitHandler, MemoryMissHandler
 
 Hooks = dict[str, Callable[..., Any]]
 FAILED = ["fail_to_proxy", "suppress_error_log", "request_summary"]
@@ -457,6 +468,25 @@ ROWS = [
             + chunked(b"hello")
         ],
         max_file_size=4,
+        stored=[],
+    ),
+    Row(
+        "304 on a miss, as a filter asked for it",
+        [
+            *KEYED,
+            "cache_miss",
+            *CONNECTED,
+            "upstream_response_filter(304)",
+            "cache_not_modified_filter(304)",
+            "response_filter(304)",
+            "logging",
+        ],
+        304,
+        "disabled (304 on miss)",
+        b"",
+        request=get("/path", 'If-None-Match: "1"'),
+        hooks=lambda: {"upstream_request_filter": ask_again},
+        responses=[NOT_MODIFIED],
         stored=[],
     ),
     Row(
@@ -1098,6 +1128,10 @@ ROWS = [
 ]
 
 
+async def ask_again(session: Session, request: RequestHeader, _ctx: object) -> None:
+    request.headers.set("If-None-Match", session.get_header("if-none-match") or "")
+
+
 def cut_to_two(_session: Session, head: ResponseHeader, _ctx: object) -> SingleRange:
     head.headers.set("Content-Length", "2")
     return SingleRange(3, 5)
@@ -1317,10 +1351,11 @@ async def test_what_is_forced_to_be_a_miss_after_a_wait_is_fetched_anew(
     ]
 
 
+@pytest.mark.parametrize("error", [BUSY, None], ids=["503", "closes"])
 async def test_a_writer_that_serves_stale_for_an_error_lets_go_of_the_lock(
-    autojump_clock: MockClock,
+    error: bytes | None, autojump_clock: MockClock
 ) -> None:
-    steps = Steps([[INSTEAD], [BUSY], [HELLO]])
+    steps = Steps([[INSTEAD], [error], [HELLO]])
 
     async def slowly(*_args: object) -> None:
         await trio.sleep(1000)
@@ -1654,6 +1689,25 @@ async def test_the_predictor_learns_and_forgets(autojump_clock: MockClock) -> No
     assert recorder.of_request(1) == [*KEYED, *CONNECTED, *UNCACHEABLE, *NEWS, "logging"]
 
 
+async def test_what_is_too_large_by_its_length_is_not_looked_up_again(
+    autojump_clock: MockClock,
+) -> None:
+    recorder = CacheRecorder(predictor=Predictor(8), max_file_size=4)
+    async with open_cache(recorder, answers(HELLO, HELLO, response(body=b"four"))) as gateway:
+        client = gateway.connect()
+        for _ in range(4):
+            await client.send(GET)
+            await client.message()
+
+    assert recorder.phases() == [
+        "disabled (ResponseTooLarge)",
+        "disabled (ResponseTooLarge)",
+        "miss",
+        "hit",
+    ]
+    assert "cache_miss" not in recorder.of_request(1)
+
+
 async def test_what_was_too_large_is_counted_until_it_fits(autojump_clock: MockClock) -> None:
     def of(body: bytes) -> bytes:
         head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -1755,6 +1809,27 @@ async def test_an_attempt_that_is_repeated_leaves_nothing_of_the_first_in_the_st
 
     assert recorder.the("logging").args["e"] is None
     assert recorder.phases() == ["disabled (UpstreamError)"]
+
+
+async def test_an_attempt_that_fails_before_the_store_is_open_is_repeated(
+    autojump_clock: MockClock,
+) -> None:
+    def again(_peer: object, _session: Session, e: ProxyError, ctx: Any, _r: bool) -> ProxyError:
+        e.set_retry(ctx.attempts < 2)
+        return e
+
+    def fails_once(meta: CacheMeta, ctx: Any, request: RequestHeader) -> bytes | None:
+        if ctx.number == 1 and ctx.attempts == 1 and meta.age(EPOCH + LATER) == 0:
+            raise teapot()
+        return vary_on_field(meta, ctx, request)
+
+    recorder = CacheRecorder(hooks={"error_while_proxy": again, "cache_vary_filter": fails_once})
+    async with open_cache(recorder, Steps([[HELLO]]).origin()) as gateway:
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert recorder.phases() == ["miss", "disabled (UpstreamError)"]
 
 
 async def test_trailers_go_by_a_cache_that_stores_the_rest(autojump_clock: MockClock) -> None:
@@ -1997,3 +2072,110 @@ async def test_what_is_evicted_when_the_server_has_ended_costs_nobody_a_response
         assert (await gateway.exchange(GET)).body == b"hello"
 
     assert [call.args["e"] for call in recorder.of("logging")] == [None, None]
+
+
+# -- where a fill goes wrong on our side ---------------------------------------------------------
+
+
+async def test_a_delay_of_the_upstreams_filter_comes_before_the_store(
+    autojump_clock: MockClock,
+) -> None:
+    recorder = CacheRecorder(hooks={"upstream_response_body_filter": returns(5.0)})
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        client = gateway.connect()
+        await client.send(GET)
+        assert (await client.head()).status == 200
+        await trio.sleep(4.9)
+        assert stored_body(recorder.storage) == []
+        await trio.sleep(0.2)
+        assert stored_body(recorder.storage) == [b"hello"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_filter_may_switch_the_cache_off_in_mid_fill(
+    whole: bool, autojump_clock: MockClock
+) -> None:
+    recorder = CacheRecorder(
+        storage=memory(whole=whole), hooks={"upstream_response_body_filter": disables}
+    )
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert stored_body(recorder.storage) == []
+    assert recorder.phases() == ["disabled (mine)"]
+    assert recorder.the("logging").args["e"] is None
+
+
+@pytest.mark.parametrize("at", ["write_body", "finish"])
+@pytest.mark.parametrize(
+    "error", [OSError("full"), ProxyError.explain(ErrorType.FileWriteError, "")]
+)
+async def test_a_store_that_fails_in_mid_fill_costs_nobody_a_response(
+    at: str, error: Exception, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr(MemoryMissHandler, at, raises(error))
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert stored_body(recorder.storage) == []
+    assert recorder.phases() == ["disabled (StorageError)"]
+    assert recorder.the("logging").args["e"] is None
+
+
+async def test_a_reader_that_fails_in_mid_body_cuts_the_hit(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    pieces = [bytes(65536)] * 3
+
+    async def read_body(_self: object) -> bytes:
+        if not pieces:
+            raise ProxyError.explain(ErrorType.FileReadError, "gone").into_in()
+        return pieces.pop()
+
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(response(body=bytes(1 << 20)))) as gateway:
+        await gateway.exchange(GET)
+        recorder.calls.clear()
+        monkeypatch.setattr(MemoryHitHandler, "read_body", read_body)
+        client = gateway.connect()
+        await client.send(GET)
+        with pytest.raises(CutError) as caught:
+            await client.message()
+        assert await client.at_end()
+
+    assert caught.value.message is not None
+    assert recorder.shown()[-1] == "logging(FileReadError)"
+    assert "fail_to_proxy" not in recorder.names()
+    assert "error_while_proxy" not in recorder.names()
+
+
+async def test_an_entry_that_says_it_is_another_variant_is_not_served(
+    autojump_clock: MockClock,
+) -> None:
+    slots = [b"p" * 16, b"q" * 16]
+    recorder = CacheRecorder(hooks={"cache_vary_filter": lambda *_args: slots[0]})
+    key = CacheKey(b"test", b"one")
+    recorder.hooks["cache_key_callback"] = returns(key)
+    async with open_cache(recorder, answers(HELLO)) as gateway:
+        await gateway.exchange(GET)
+        meta = make_meta(created=EPOCH + 1)
+        assert recorder.storage is not None
+        await fill(recorder.storage, key.with_variance(slots[1]), b"wrong", meta=meta)
+        del slots[0]
+        assert (await gateway.exchange(GET)).body == b"hello"
+
+    assert recorder.phases() == ["miss", "disabled (InternalError)"]
+    assert "cache_hit_filter(True)" not in recorder.of_request(1)
+
+
+async def test_a_response_without_content_is_stored_too(autojump_clock: MockClock) -> None:
+    empty = b"HTTP/1.1 204 No Content\r\nCache-Control: max-age=60\r\n\r\n"
+    recorder = CacheRecorder()
+    async with open_cache(recorder, answers(empty)) as gateway:
+        for _ in range(2):
+            assert (await gateway.exchange(GET)).status == 204
+
+    assert recorder.phases() == ["miss", "hit"]
+    for name in ("upstream_response_body_filter", "response_body_filter"):
+        assert recorder.of(name) == []

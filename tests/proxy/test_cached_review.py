@@ -406,3 +406,24 @@ async def test_a_request_in_the_background_stores_the_whole_whatever_its_client_
         assert stored_body(recorder.storage) == [b"newer"]
 
     assert [call.args["e"] for call in recorder.of("logging")] == [None, None, None]
+
+
+async def test_what_came_in_small_pieces_is_served_in_larger_ones(
+    autojump_clock: MockClock,
+) -> None:
+    pieces = [bytes([65 + number]) * 1000 for number in range(50)]
+    head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
+    steps: list[bytes | trio.Event | float | None] = [head]
+    for piece in pieces:
+        steps += [b"3e8\r\n%b\r\n" % piece, 0.1]
+    recorder = CacheRecorder()
+    async with open_cache(recorder, Steps([[*steps, b"0\r\n\r\n"]]).origin()) as gateway:
+        bodies = [(await gateway.exchange(GET)).body for _ in range(2)]
+
+    assert bodies == [b"".join(pieces)] * 2
+    served = [call for call in recorder.of("response_body_filter") if call.ctx.number == 1]
+    assert [(len(call.args["data"]), call.args["end_of_stream"]) for call in served] == [
+        (17000, False),
+        (17000, False),
+        (16000, True),
+    ]

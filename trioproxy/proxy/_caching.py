@@ -62,6 +62,8 @@ log = logging.getLogger("trioproxy")
 MAX_ROUNDS = 4
 #: Bytes of a stored response that are sent before other tasks get their turn.
 YIELD_EVERY = 131072
+#: Bytes of a stored response that are sent at once, where there are so many.
+WORTH_SENDING = 16384
 
 
 class ServeStored(Exception):
@@ -70,7 +72,10 @@ class ServeStored(Exception):
 
 def warn(what: str, exc: Exception) -> None:
     """Log what went wrong with the cache, which is no matter of the client's."""
-    log.warning("%s: %s: %s", what, type(exc).__name__, exc, exc_info=exc)
+    if isinstance(exc, ProxyError):  # it says all there is to say
+        log.warning("%s: %s", what, exc)
+    else:
+        log.warning("%s: %s: %s", what, type(exc).__name__, exc, exc_info=exc)
 
 
 def _too_large(exc: Exception) -> bool:
@@ -433,10 +438,25 @@ class HitStream(UpstreamStream):
             batch.append(END)
             self._ended = True
             return
-        if self._left is not None:
+        if self._left is not None:  # then all of it is there, and nothing of it is waited for
             self._left -= len(data)
+            if self._left and len(data) < WORTH_SENDING:
+                data = await self._more(data, self._left)
         self._ended = self._left == 0
         batch.append(Data(data, self._ended))
+
+    async def _more(self, data: bytes, left: int) -> bytes:
+        """Return a piece with those behind it: origins write in small ones, each stored as it came."""
+        pieces, size = [data], len(data)
+        while left > 0 and size < WORTH_SENDING:
+            piece = await self._read()
+            if piece is None:
+                break
+            pieces.append(piece)
+            size += len(piece)
+            left -= len(piece)
+        self._left = left
+        return b"".join(pieces)
 
     async def _parts(self, batch: list[ResponseEvent], plan: RangePlan) -> None:
         data = await self._read() if self._left is None else None
@@ -872,8 +892,6 @@ class TapStream(UpstreamStream):
         What goes wrong from here on is the cache's matter alone.
         """
         self._client_done = True
-        if self.filling and not self._session.is_subrequest():
-            self._session.downstream_session.unwatch()
         try:
             while self.filling and not self._over:
                 if not self._pending:

@@ -45,8 +45,6 @@ from ._tunnel import run_tunnel
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
-#: Phases of the cache in which a response may be under way into it.
-FILLING = (CachePhase.Miss, CachePhase.Expired)
 #: Kinds of errors that are counted apart.
 MAX_ERROR_KINDS = 256
 
@@ -396,9 +394,6 @@ class Engine:
                 return error
             # A stale connection, or one that refused this request, is not to be tried again.
             fresh = session._upstream is not None
-            cache = session._cache
-            if cache is not None and _half_stored(cache):
-                cache.disable(NoCacheReason.UpstreamError)
             self._services.retries += 1
             self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
         return error
@@ -443,7 +438,7 @@ class Engine:
             assert cache is not None
             await serve_stored(session, filters, ctx, self._conf, cache)
             return None
-        if cache is not None and cache.phase() in FILLING and cache.miss_handler() is not None:
+        if cache is not None and _half_stored(cache):
             cache.disable(NoCacheReason.UpstreamError)  # another attempt cannot go on with it
         if error.root_etype() == ErrorType.H2Downgrade:
             if peer.http1() is None:
