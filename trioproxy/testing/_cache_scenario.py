@@ -185,8 +185,9 @@ def _deeds(choose: Choose) -> tuple[Deed, ...]:
         return ()
     if kind == "odd":
         return tuple(_deed(choose) for _ in range(choose((2, 5, 12))))
-    down = choose((Deed(503), Deed(500), Deed(cut=0), Deed(cut=340)))
-    return (Deed(),) * choose((1, 2)) + (down,) * 12
+    down: Deed = choose((Deed(503), Deed(500), Deed(cut=0), Deed(cut=340)))
+    before: int = choose((1, 2))
+    return (Deed(),) * before + (down,) * 12
 
 
 def _resource(choose: Choose) -> Resource:
