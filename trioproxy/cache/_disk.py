@@ -613,7 +613,7 @@ class DiskStorage(Storage):
     async def aclose(self) -> None:
         """Close the store: what is being written is abandoned, what is being read is read on.
 
-        The files stay. It finishes also when it is cancelled, within `CLOSE_TIME`.
+        The files stay. It finishes also when it is cancelled, within ten seconds.
         """
         if self._closed:
             return
