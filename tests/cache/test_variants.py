@@ -116,12 +116,12 @@ class Resource:
 
 async def play(data: st.DataObject) -> None:
     resource = Resource()
-    for _ in range(data.draw(st.integers(1, 12))):
-        step = data.draw(st.sampled_from(["ask", "ask", "ask", "wait", "purge", "purge one"]))
+    for _ in range(data.draw(st.integers(1, 40))):
+        step = data.draw(st.sampled_from(["ask", "wait", "purge", "purge one"]))
         if step == "ask":
             await resource.ask(
                 data.draw(st.sampled_from(VARIANTS)),
-                data.draw(st.sampled_from([True, True, False])),
+                data.draw(st.sampled_from([True] * 5 + [False])),
             )
         elif step == "wait":
             resource.now += 1
