@@ -40,13 +40,13 @@ from trioproxy.upstream._connector import Connector
 from trioproxy.upstream._pool import Pool
 
 #: The ways in which every row's input is cut into pieces.
-CUTS = ("whole", "bytes", "line ends", "sevens")
+CUTS = ("whole", "bytes", "line ends")
 #: Virtual seconds within which a refused connection has ended, lingering close included.
 SOON = 3.0
 
 
 def cut(data: bytes, how: str) -> list[bytes]:
-    """Return the pieces of some bytes, cut in one of the ways of `CUTS`."""
+    """Return the pieces of some bytes, cut in one of the ways of `CUTS`, or by sevens."""
     if how == "whole":
         return [data]
     if how == "bytes":
@@ -442,7 +442,7 @@ async def raw_exchange(
 
     Args:
       request: What the client sends.
-      splits: How it is cut, one of `CUTS`; or the steps of the client themselves.
+      splits: How it is cut, one of `CUTS` or "sevens"; or the steps of the client themselves.
       origin: Plays each connection to the origin.
       proxy: The proxy object.
       conf: Timeouts and limits.

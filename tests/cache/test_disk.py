@@ -1025,7 +1025,7 @@ async def test_a_store_serves_one_run_of_trio_after_another(tmp_path: Path) -> N
 
 @pytest.mark.slow
 async def test_memory_stays_flat_for_a_large_entry(directory: Directory) -> None:
-    size = 64 * 2**20
+    size = 24 * 2**20
     store = await directory.open(2 * size, max_object_bytes=size)
     piece = bytes(50_000)
     writer = await store.get_miss_handler(make_key(), make_meta())
@@ -1063,7 +1063,7 @@ async def test_memory_stays_flat_for_a_large_entry(directory: Directory) -> None
 @pytest.mark.slow
 async def test_processes_killed_while_they_fill_leave_nothing_wrong() -> None:
     result = await trio.run_process(
-        [sys.executable, "-m", "tests.cache.kill_disk", "--rounds", "10"],
+        [sys.executable, "-m", "tests.cache.kill_disk", "--rounds", "6"],
         cwd=Path(__file__).parents[2],
         capture_stdout=True,
         capture_stderr=True,
@@ -1072,4 +1072,4 @@ async def test_processes_killed_while_they_fill_leave_nothing_wrong() -> None:
     assert result.returncode == 0, result.stderr.decode()
     killed = re.match(rb"([0-9]+) processes killed", result.stdout)
     assert killed is not None
-    assert int(killed[1]) >= 5
+    assert int(killed[1]) >= 3

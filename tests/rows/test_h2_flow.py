@@ -143,8 +143,7 @@ async def test_h2_16_a_connection_beyond_its_window_is_one_too(
         await gateway.matrix.sessions_ended()
 
 
-@pytest.mark.parametrize("padding", [0, 200])
-@pytest.mark.parametrize("up", [H1, H2C], ids=str)
+@pytest.mark.parametrize(("padding", "up"), [(0, H1), (200, H2C)], ids=str)
 async def test_h2_16_credit_comes_back_for_all_of_a_frame_with_its_padding(
     padding: int, up: Any, autojump_clock: MockClock
 ) -> None:

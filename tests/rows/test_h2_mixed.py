@@ -85,7 +85,7 @@ async def test_messages_are_the_same_however_their_bytes_are_cut(
 async def test_streams_at_once_never_mix_their_bytes(
     pairing: Pairing, autojump_clock: MockClock
 ) -> None:
-    streams, size = 30, 40_000
+    streams, size = 20, 24_000
 
     def body(number: int, kind: str) -> bytes:
         return f"<{kind} {number:03}>".encode() * (size // 8)
