@@ -47,7 +47,9 @@ async def test_a_read_full_of_small_frames_lets_others_have_their_turn(
                 scope.cancel()
         taken = [(later - before) // 2 for before, later in itertools.pairwise(seen)]
         # The one that watches may be the last in one round and the first in the next.
-        assert 1 <= max(taken) <= 2 * _h2.FRAMES_AT_ONCE
+        assert 1 <= max(taken) <= _h2.FRAMES_AT_ONCE + _h2.FRAMES_IN_TROUBLE
+        # From the second turn on: refusals are trouble.
+        assert sorted(taken)[-2] <= 2 * _h2.FRAMES_IN_TROUBLE
         assert await response(wire, 399) == ("417", b"this expectation cannot be met\n")
 
 

@@ -51,6 +51,9 @@ READ_SIZE = 65536
 #: Frames that are gone through before others get their turn: a read may hold thousands, of which
 #: each can cost a millisecond.
 FRAMES_AT_ONCE = 32
+#: The same behind streams that were reset or refused, which cost the most and which no busy peer has
+#: many of.
+FRAMES_IN_TROUBLE = 8
 #: Output that may wait to be written before streams have to wait their turn.
 HIGH_WATER = 65536
 #: Output at which the connection of a peer that does not read it ends. What our streams want to say
@@ -66,6 +69,8 @@ SMALL_PIECE = 1024
 JOINED_PIECE = 8192
 #: Each so manieth turn goes to the least urgent stream, so that none starves (row H2-19).
 FAIR_TURN = 8
+
+_TROUBLE = frozenset({ResetReceived, StreamFailed, HeadRefused})
 
 #: A head or trailers with the flag that they end the stream, or content with the same.
 Item = tuple[list[tuple[bytes, bytes]] | None, memoryview | bytes, bool]
@@ -310,6 +315,7 @@ class H2Base(ABC):
         #: Why the connection is over: a kind, a sentence and a cause, None while it is not.
         self.lost: tuple[ErrorType, str, BaseException | None] | None = None
         self._timer = ReadTimer()
+        self._turn = FRAMES_AT_ONCE
         self._deadlines: dict[str, float] = {}
         self._write_bell = Bell()
         self._closing = False
@@ -398,8 +404,11 @@ class H2Base(ABC):
     def feed(self, data: bytes) -> None:
         """Give bytes to the codec, and act on what they mean."""
         codec = self.codec
-        for event in codec.feed(data, FRAMES_AT_ONCE):
+        trouble = False
+        for event in codec.feed(data, self._turn):
+            trouble = trouble or type(event) in _TROUBLE
             self._act(event)
+        self._turn = FRAMES_IN_TROUBLE if trouble else FRAMES_AT_ONCE
         if codec.pending > MOST_UNSENT:  # row H2-07
             self.fail(ENHANCE_YOUR_CALM, "answers are not read", "max_unsent_bytes")
             return
