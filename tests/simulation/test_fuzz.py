@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from trioproxy.cache import CacheMeta
 from trioproxy.proxy._engine import Engine
 from trioproxy.testing import _fuzz
 from trioproxy.testing._fuzz import fuzz, main, run_session
@@ -39,4 +40,17 @@ def test_a_failing_session_is_told_as_a_small_program(
     program = out[out.index("from trioproxy") : out.rindex("1 sessions")]
     assert len(program) < 200
     with pytest.raises(AssertionError, match="logging must come once"):
+        exec(compile(program, "program", "exec"), {})
+
+
+def test_a_failing_session_with_a_cache_is_told_as_a_small_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CacheMeta, "age", lambda self, now: 0)
+    assert main(["--seed", "19", "--sessions", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "# session 19\n# 9: " in out
+    program = out[out.index("from trioproxy") : out.rindex("1 sessions")]
+    assert len(program) < 300
+    with pytest.raises(AssertionError, match="got Age 0"):
         exec(compile(program, "program", "exec"), {})

@@ -158,6 +158,11 @@ class CacheScenario(Value):
     fail_operation: int = 0
     seed: int = 0
 
+    def makes_sense(self) -> bool:
+        """Tell whether all that is asked for is there."""
+        asks = [ask for client in self.clients for ask in client.asks]
+        return all(ask.of < len(self.resources) for ask in asks)
+
     def script(self, step: int = 0, deed: str = "cancel") -> str:
         """Return a program that runs this scenario and checks it; see `run_cached`."""
         more = f", step={step}, deed={deed!r}" if step else ""

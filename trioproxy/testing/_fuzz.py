@@ -1,6 +1,7 @@
 """The long run: session after session, each from its number alone.
 
-A third of them are run once more, with a deed done before one of their steps.
+A third of them are run once more, with a deed done before one of their steps. Every fourth has a
+cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from .._clock import wall_time
+from ._cache_oracle import cache_broken
+from ._cache_scenario import CacheScenario, make_cache_scenario
+from ._cache_world import CacheObserved, run_cached
 from ._invariants import broken
 from ._making import make_scenario, shrink
 from ._observed import Observed
@@ -38,27 +42,44 @@ class Failure:
     script: str
 
 
-def run_session(seed: int) -> Observed:
-    """Run the session of a number; return its only run, or the one that was ended at a step."""
-    source = random.Random(seed)
-    scenario = make_scenario(source.choice, seed)
-    observed = run_scenario(scenario)
-    if broken(observed) or source.randrange(3) or not observed.steps:
-        return observed
-    step, deed = source.randint(1, observed.steps), source.choice(DEEDS)
+def _make(source: random.Random, seed: int) -> Scenario | CacheScenario:
+    make = make_cache_scenario if seed % 4 == 3 else make_scenario
+    return make(source.choice, seed)
+
+
+def _run(scenario: Scenario | CacheScenario, step: int, deed: str) -> Observed | CacheObserved:
+    if isinstance(scenario, CacheScenario):
+        return run_cached(scenario, step=step, deed=deed)
     return run_scenario(scenario, step=step, deed=deed)
 
 
-def _explain(seed: int, observed: Observed) -> Failure:
-    """Make a failing session small."""
-    kind = broken(observed)[0][:2]
+def _found(observed: Observed | CacheObserved) -> list[str]:
+    return cache_broken(observed) if isinstance(observed, CacheObserved) else broken(observed)
 
-    def fails(scenario: Scenario) -> bool:
-        found = broken(run_scenario(scenario, step=observed.step, deed=observed.deed))
+
+def run_session(seed: int) -> Observed | CacheObserved:
+    """Run the session of a number; return its only run, or the one that was ended at a step."""
+    source = random.Random(seed)
+    scenario = _make(source, seed)
+    observed = _run(scenario, 0, "cancel")
+    if _found(observed) or source.randrange(3) or not observed.steps:
+        return observed
+    step, deed = source.randint(1, observed.steps), source.choice(DEEDS)
+    return _run(scenario, step, deed)
+
+
+def _explain(seed: int, observed: Observed | CacheObserved) -> Failure:
+    """Make a failing session small."""
+    kind = _found(observed)[0][:2]
+
+    def fails(scenario: Scenario | CacheScenario) -> bool:
+        if isinstance(scenario, CacheScenario) and not scenario.makes_sense():
+            return False
+        found = _found(_run(scenario, observed.step, observed.deed))
         return any(each.startswith(kind) for each in found)
 
     small = shrink(observed.scenario, fails)
-    found = broken(run_scenario(small, step=observed.step, deed=observed.deed))
+    found = _found(_run(small, observed.step, observed.deed))
     return Failure(seed, found, small.script(observed.step, observed.deed))
 
 
@@ -86,7 +107,7 @@ def fuzz(
     ):
         observed = run_session(seed + count)
         count += 1
-        if broken(observed):
+        if _found(observed):
             failure = _explain(seed + count - 1, observed)
             failures.append(failure)
             listed = "\n".join(f"# {each}" for each in failure.found)

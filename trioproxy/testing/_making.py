@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
@@ -26,6 +26,15 @@ from ._scenario import (
     Stop,
 )
 
+
+class _HasClients(Protocol):
+    """A scenario of any kind."""
+
+    @property
+    def clients(self) -> tuple[Any, ...]: ...
+
+
+AnyScenario = TypeVar("AnyScenario", bound=_HasClients)
 #: Chooses one of some values; the first is the simplest.
 Choose = Callable[[Sequence[Any]], Any]
 
@@ -379,7 +388,9 @@ def _simpler(thing: Any) -> Iterator[Any]:
         yield from sorted({1, thing // 2, thing - 1})
 
 
-def shrink(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = 400) -> Scenario:
+def shrink(
+    scenario: AnyScenario, fails: Callable[[AnyScenario], bool], most: int = 400
+) -> AnyScenario:
     """Return a small scenario that still fails.
 
     Args:
@@ -387,10 +398,10 @@ def shrink(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = 40
       fails: Runs a scenario, and tells whether it fails.
       most: How many runs to spend.
     """
-    tried: set[Scenario] = set()
+    tried: set[AnyScenario] = set()
 
     @functools.wraps(fails)
-    def worth(candidate: Scenario) -> bool:
+    def worth(candidate: AnyScenario) -> bool:
         if candidate in tried or not candidate.clients or len(tried) >= most:
             return False
         tried.add(candidate)
