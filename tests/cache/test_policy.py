@@ -6,7 +6,7 @@ import itertools
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy._headers import Headers
@@ -1083,7 +1083,6 @@ _FIELDS: list[tuple[str, str | int]] = [
 ]
 
 
-@settings(max_examples=100)
 @given(
     directives=st.lists(st.sampled_from(_DIRECTIVES), max_size=4),
     fields=st.lists(st.sampled_from(_FIELDS), max_size=5),
