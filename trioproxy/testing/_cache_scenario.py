@@ -12,7 +12,7 @@ import attrs
 from ._making import Choose, _link
 from ._network import PLAIN, Link
 from ._repr import Value
-from ._scenario import Stop
+from ._scenario import Http2, Stop
 
 #: A range of bytes: first and last, either may be left out as in the field.
 Range = tuple[int | None, int | None]
@@ -119,11 +119,14 @@ class CacheClient(Value):
       asks: What it asks, one after another.
       start: Seconds before it connects.
       link: Its first way to the proxy; later ones are plain.
+      http2: How it speaks HTTP/2, None for HTTP/1. It then asks without waiting for answers, on one
+        connection, and ``Ask.slow`` does not count.
     """
 
     asks: tuple[Ask, ...] = ()
     start: float = 0.0
     link: Link = PLAIN
+    http2: Http2 | None = None
 
 
 @attrs.frozen(repr=False)
@@ -271,6 +274,7 @@ def make_cache_scenario(choose: Choose, seed: int = 0) -> CacheScenario:
             tuple(_ask(choose, len(resources)) for _ in range(choose((1, 3, 5, 8)))),
             start=choose((0.0, 0.0, 0.0, 0.1, 3.0)),
             link=_link(choose) if choose((False, False, True)) else PLAIN,
+            http2=choose((None, None, Http2(), Http2(window=700), Http2(stall=3.0))),
         )
         for _ in range(choose((1, 2, 3, 5)))
     )

@@ -23,10 +23,11 @@ from ..proxy._cached import CachingProxy
 from ..proxy._session import Session
 from ..server._serve import Running, serve
 from ._cache_scenario import Ask, CacheClient, CacheScenario, Resource
+from ._h2_reference import Fields, H2Peer
 from ._network import PLAIN, Link
 from ._observed import CONF, PATIENCE, Observed, OriginSide
 from ._reference import CutError, MalformedError, Message, Wire
-from ._scenario import Name, Scenario
+from ._scenario import Http2, Name, Scenario
 from ._schedule import AtStep, seeded_schedule
 from ._world import World, WorldConnector
 
@@ -36,6 +37,8 @@ EPOCH = 1.5e9
 OLD = 50
 #: Seconds without a word behind which a client makes a new connection.
 STALE = 20.0
+#: What a client has of a resource and kind: its validators.
+Known = dict[tuple[int, str], tuple[bytes | None, int | None]]
 #: What else the origin changes resources by.
 UNSAFE = ("POST", "PUT", "DELETE")
 
@@ -423,7 +426,10 @@ class CacheWorld(World):
 
     async def _client(self, client: CacheClient, asks: list[Got]) -> None:
         await trio.sleep(client.start)
-        known: dict[tuple[int, str], tuple[bytes | None, int | None]] = {}
+        known: Known = {}
+        if client.http2 is not None:
+            await self._streams(client, client.http2, asks, known)
+            return
         link: Link = client.link
         wire: Wire | None = None
         for got in asks:
@@ -449,48 +455,115 @@ class CacheWorld(World):
                 got.outcome = "ended" if exc.message is None and got.final is None else "cut"
             except MalformedError as exc:
                 self.problem(f"2: a client cannot read what the proxy sent: {exc}")
-            got.over = trio.current_time()
-            done = got.outcome == "complete" and got.final is not None and got.final.status < 400
-            if done and got.ask.method in UNSAFE:
-                self.cached.changes.append((got.ask.of, got.begun, got.over))
+            self._over(got)
             if not goes_on:
                 wire.end.close_now()
                 wire = None
         if wire is not None:
             wire.end.close_now()
 
-    async def _turn(
-        self, wire: Wire, got: Got, known: dict[tuple[int, str], tuple[bytes | None, int | None]]
-    ) -> bool:
+    def _over(self, got: Got) -> None:
+        """Write down when a request was over, and what it changed."""
+        got.over = trio.current_time()
+        done = got.outcome == "complete" and got.final is not None and got.final.status < 400
+        if done and got.ask.method in UNSAFE:
+            self.cached.changes.append((got.ask.of, got.begun, got.over))
+
+    def _learn(self, got: Got, message: Message, known: Known) -> None:
+        """Remember the validators of an answer."""
+        number = message.get(b"x-body")
+        if message.status in (200, 206) and number is not None:
+            said = self.cached.said[int(number)]
+            known[got.ask.of, got.ask.kind] = (message.get(b"etag"), said.modified)
+
+    def _fields(self, got: Got, known: Known) -> Fields:
+        """Return the fields of a request."""
         ask = got.ask
-        lines = [
-            b"%s /c%d HTTP/1.1" % (ask.method.encode(), ask.of),
-            b"Host: site.test",
-            b"X-Ask: %d" % got.number,
-        ]
+        fields: Fields = [(b"x-ask", b"%d" % got.number)]
         if ask.method in ("POST", "PUT"):
-            lines.append(b"Content-Length: 0")
+            fields.append((b"content-length", b"0"))
         if ask.kind:
-            lines.append(b"X-Kind: " + ask.kind.encode())
+            fields.append((b"x-kind", ask.kind.encode()))
         if ask.control is not None:
             value = b"=%d" % ask.seconds if ask.control.startswith("m") else b""
-            lines.append(b"Cache-Control: " + ask.control.encode() + value)
+            fields.append((b"cache-control", ask.control.encode() + value))
         if ask.ranges:
             text = ", ".join(
                 f"{'' if first is None else first}-{'' if last is None else last}"
                 for first, last in ask.ranges
             )
-            lines.append(b"Range: bytes=" + text.encode())
+            fields.append((b"range", b"bytes=" + text.encode()))
         etag, since = known.get((ask.of, ask.kind), (None, None))
-        names = {"etag": b"If-None-Match", "match": b"If-Match", "if-range": b"If-Range"}
+        names = {"etag": b"if-none-match", "match": b"if-match", "if-range": b"if-range"}
         if ask.condition in names:
             got.etag = etag or b'"none"'
-            lines.append(names[ask.condition] + b": " + got.etag)
+            fields.append((names[ask.condition], got.etag))
         elif ask.condition == "star":
-            lines.append(b"If-None-Match: *")
+            fields.append((b"if-none-match", b"*"))
         elif ask.condition == "since":
             got.since = since if since is not None else int(EPOCH) - 10000
-            lines.append(b"If-Modified-Since: " + formatdate(got.since, usegmt=True).encode())
+            fields.append((b"if-modified-since", formatdate(got.since, usegmt=True).encode()))
+        return fields
+
+    async def _streams(
+        self, client: CacheClient, plan: Http2, asks: list[Got], known: Known
+    ) -> None:
+        """Ask all on one connection of HTTP/2, each when the waits before it are over."""
+        try:
+            end = self.acceptor.connect(client.link)
+        except ConnectionRefusedError:
+            return
+        self.clients.append(end)
+        peer = H2Peer(end, plan, client=True, found=self.problem)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(peer.run)
+                wait = 0.0
+                async with trio.open_nursery() as asking:
+                    for got in asks:
+                        wait += got.ask.wait
+                        asking.start_soon(self._stream, peer, got, known, wait)
+                if not peer.dead:
+                    peer.goaway()
+                    await peer.close()
+                nursery.cancel_scope.cancel()
+        finally:
+            end.close_now()
+
+    async def _stream(self, peer: H2Peer, got: Got, known: Known, wait: float) -> None:
+        await trio.sleep(wait)
+        if peer.dead or peer.goaway_there is not None:
+            return
+        ask = got.ask
+        got.begun = trio.current_time()
+        head: Fields = [
+            (b":method", ask.method.encode()),
+            (b":scheme", b"http"),
+            (b":authority", b"site.test"),
+            (b":path", b"/c%d" % ask.of),
+        ]
+        stream = peer.open(head + self._fields(got, known), end=True)
+        with trio.move_on_after(PATIENCE if ask.quits is None else ask.quits) as scope:
+            while not (stream.complete or stream.broken or peer.dead):
+                if stream.head is not None and got.final is None:
+                    got.final, got.heard = stream.head, trio.current_time()
+                await stream.lot.park()
+        if stream.head is not None and got.final is None:
+            got.final, got.heard = stream.head, trio.current_time()
+        if scope.cancelled_caught:
+            got.outcome = "hang" if ask.quits is None else "left"
+            peer.reset_stream(stream, 8)
+        elif stream.complete and got.final is not None:
+            got.outcome = "complete"
+            self._learn(got, got.final, known)
+        else:
+            got.outcome = "ended" if got.final is None else "cut"
+        self._over(got)
+
+    async def _turn(self, wire: Wire, got: Got, known: Known) -> bool:
+        ask = got.ask
+        lines = [b"%s /c%d HTTP/1.1" % (ask.method.encode(), ask.of), b"Host: site.test"]
+        lines += [name + b": " + value for name, value in self._fields(got, known)]
         got.begun = trio.current_time()
         if not await wire.send(b"\r\n".join(lines) + b"\r\n\r\n"):
             raise CutError(None, reset=True)
@@ -502,10 +575,7 @@ class CacheWorld(World):
         await trio.sleep(ask.slow)
         await wire.body(message, bodiless=ask.method == "HEAD")
         got.outcome = "complete"
-        number = message.get(b"x-body")
-        if message.status in (200, 206) and number is not None:
-            said = self.cached.said[int(number)]
-            known[ask.of, ask.kind] = (message.get(b"etag"), said.modified)
+        self._learn(got, message, known)
         close = message.get(b"connection") or b""
         return not message.until_close and b"close" not in close.lower()
 
@@ -601,7 +671,7 @@ async def _serve_cached(world: CacheWorld, watch: AtStep, deed: str) -> None:
                 await serve(
                     proxy,
                     world.acceptor,
-                    conf=CONF,
+                    conf=attrs.evolve(CONF, h2c=any(each.http2 for each in world.plan.clients)),
                     connector=WorldConnector(world, origins),
                     task_status=task_status,
                 )
