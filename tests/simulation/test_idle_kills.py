@@ -1,4 +1,4 @@
-"""The origin ends idle connections at random, in a thousand exchanges."""
+"""The origin ends idle connections at random, in hundreds of exchanges."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def scenario(seed: int) -> Scenario:
     )
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_get_always_succeeds_and_a_post_is_never_sent_twice(seed: int) -> None:
     observed = run_scenario(scenario(seed))
     check_invariants(observed)
