@@ -1063,7 +1063,7 @@ async def test_memory_stays_flat_for_a_large_entry(directory: Directory) -> None
 @pytest.mark.slow
 async def test_processes_killed_while_they_fill_leave_nothing_wrong() -> None:
     result = await trio.run_process(
-        [sys.executable, "-m", "tests.cache.kill_disk", "--rounds", "6"],
+        [sys.executable, "-m", "tests.cache.kill_disk", "--rounds", "10"],
         cwd=Path(__file__).parents[2],
         capture_stdout=True,
         capture_stderr=True,
