@@ -154,7 +154,9 @@ def test_the_reference_has_every_public_name() -> None:
 
 def test_the_reference_has_every_name_of_the_cache() -> None:
     text = read("docs/reference.rst")
-    documented = re.findall(r"^\.\. (?:auto\w+|py:data):: trioproxy\.cache\.(\w+)", text, re.MULTILINE)
+    documented = re.findall(
+        r"^\.\. (?:auto\w+|py:data):: trioproxy\.cache\.(\w+)", text, re.MULTILINE
+    )
     public = [
         name
         for name, value in vars(cache).items()
@@ -174,7 +176,9 @@ def test_what_the_cache_offers_says_what_it_is(name: str) -> None:
         if member[0] != "_" and (inspect.isroutine(what) or isinstance(what, property)):
             assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
     for field in attrs.fields(value) if attrs.has(value) else ():
-        assert re.search(rf"^ +{field.name}: [A-Z`]", value.__doc__, re.MULTILINE), f"{name}.{field.name}"
+        assert re.search(rf"^ +{field.name}: [A-Z`]", value.__doc__, re.MULTILINE), (
+            f"{name}.{field.name}"
+        )
 
 
 # -- the cache -----------------------------------------------------------------------------------
