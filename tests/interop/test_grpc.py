@@ -309,7 +309,7 @@ def test_a_deadline_is_told_to_the_server_and_ends_the_call_on_both_sides(
     assert 50 < float(gateway.unary("remaining")(b"", timeout=100)) < 110
     error = failure(lambda: gateway.unary("wait")(b"", timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert gateway.service.ended.wait(2), "the server did not notice"
+    assert gateway.service.ended.wait(1), "the server did not notice"
 
 
 def test_a_client_that_cancels_is_noticed_by_the_server_soon(gateway: Gateway) -> None:
@@ -317,7 +317,7 @@ def test_a_client_that_cancels_is_noticed_by_the_server_soon(gateway: Gateway) -
     assert gateway.service.started.wait(PATIENCE)
     assert not gateway.service.ended.is_set()
     waiting.cancel()
-    assert gateway.service.ended.wait(2), "the server did not notice"
+    assert gateway.service.ended.wait(1), "the server did not notice"
 
 
 def test_a_client_that_cancels_a_stream_under_way_stops_the_server(gateway: Gateway) -> None:
@@ -326,7 +326,7 @@ def test_a_client_that_cancels_a_stream_under_way_stops_the_server(gateway: Gate
         assert len(next(call)) == 10000
     assert not gateway.service.ended.is_set()
     call.cancel()
-    assert gateway.service.ended.wait(2), "the server did not notice"
+    assert gateway.service.ended.wait(1), "the server did not notice"
 
 
 def test_a_server_that_cancels_is_noticed_by_the_client(gateway: Gateway) -> None:
