@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
 import pytest
@@ -1665,3 +1665,71 @@ async def test_c_08_of_many_requests_for_one_key_one_fills_and_all_are_served() 
     assert sorted(served.phases) == ["hit"] * 49 + ["miss"]
     assert lock.statistics().held == 0
     await storage.aclose()
+
+
+# -- tracing -------------------------------------------------------------------------------------
+
+
+@attrs.define
+class RecordedSpan:
+    """Keeps what it is told, in order; fails from the `fails_at`th time on."""
+
+    told: list[tuple[str, object]] = attrs.Factory(list)
+    fails_at: float = math.inf
+
+    def add_event(self, name: str, attributes: Mapping[str, str] | None = None) -> None:
+        self._take(name, dict(attributes or {}))
+
+    def set_attribute(self, key: str, value: str | float) -> None:
+        self._take(key, value)
+
+    def _take(self, name: str, what: object) -> None:
+        self.told.append((name, what))
+        if len(self.told) >= self.fails_at:
+            raise RuntimeError("the exporter is gone")
+
+
+async def test_a_span_is_told_of_phases_and_what_the_lookup_found() -> None:
+    cache, span = HttpCache(), RecordedSpan()
+    cache.enable_tracing(span)
+    cache.enable(FakeStorage())
+    cache.set_cache_key(KEY)
+    await found(cache, HitStatus.EXPIRED)
+    cache.disable(REASON)
+    assert span.told == [
+        ("cache.phase", {"phase": "uninitialized"}),
+        ("cache.phase", {"phase": "key"}),
+        ("cache.lookup_duration", cache.lookup_duration()),
+        ("cache.hit_status", "Expired"),
+        ("cache.phase", {"phase": "stale"}),
+        ("cache.phase", {"phase": "disabled", "reason": "mine"}),
+    ]
+
+
+async def test_a_span_is_told_how_long_the_lock_was_waited_for(autojump_clock: MockClock) -> None:
+    lock = CacheLock(60)
+    writer, cache, span = enabled(lock=lock), enabled(lock=lock), RecordedSpan()
+    cache.enable_tracing(span)
+    for each in (writer, cache):
+        assert await each.cache_lookup() is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.cache_lock_wait)
+        await trio.sleep(2)
+        writer.disable(REASON)
+    assert span.told == [("cache.lookup_duration", 0.0), ("cache.lock_duration", 2.0)]
+
+
+async def test_a_span_that_fails_costs_the_request_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for fails_at in (1, 2):
+        cache, span = enabled(), RecordedSpan(fails_at=fails_at)
+        cache.enable_tracing(span)
+        assert await cache.cache_lookup() is None
+        cache.cache_miss()
+        cache.disable(REASON)
+        assert cache.phase() == CachePhase.Disabled(REASON)
+        assert len(span.told) == fails_at
+    assert [record.getMessage() for record in caplog.records] == [
+        "a span given to enable_tracing failed; it is told no more"
+    ] * 2

@@ -14,6 +14,7 @@ from ._eviction import LruEviction as LruEviction
 from ._eviction import S3FifoEviction as S3FifoEviction
 from ._http_cache import CacheOptionOverrides as CacheOptionOverrides
 from ._http_cache import HttpCache as HttpCache
+from ._http_cache import TraceSpan as TraceSpan
 from ._key import CacheKey as CacheKey
 from ._key import CompactKey as CompactKey
 from ._key import VarianceBuilder as VarianceBuilder

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import attrs
 import trio
@@ -47,6 +48,16 @@ _LOOKS = 3
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
 
+class TraceSpan(Protocol):
+    """What `HttpCache.enable_tracing` writes to: OpenTelemetry's ``Span`` is one."""
+
+    def add_event(self, name: str, attributes: Mapping[str, str] | None = None) -> None:
+        """Take something that happened at this moment."""
+
+    def set_attribute(self, key: str, value: str | float) -> None:
+        """Take a fact, in place of what the key had before."""
+
+
 @attrs.frozen
 class CacheOptionOverrides:
     """What one request wants otherwise (Pingora's ``CacheOptionOverrides``).
@@ -75,6 +86,7 @@ class HttpCache:
         "_phase",
         "_predictor",
         "_preset_lock",
+        "_span",
         "_spawn",
     )
 
@@ -96,6 +108,7 @@ class HttpCache:
         self._lock_duration: float | None = None
         self._lookup_duration: float | None = None
         self._preset_lock: tuple[CacheLock | None, CacheOptionOverrides | None] | None = None
+        self._span: TraceSpan | None = None
 
     def __repr__(self) -> str:
         return f"<HttpCache {self._phase}>"
@@ -128,7 +141,7 @@ class HttpCache:
             option_overrides = preset if option_overrides is None else option_overrides
         if eviction is not None and getattr(storage, "eviction", None) is eviction:
             eviction = None  # The storage tells it of everything by itself.
-        self._phase = CachePhase.Uninit
+        self._enter(CachePhase.Uninit)
         self._key = None
         self._max_file_size = None
         self._body_bytes = 0
@@ -171,7 +184,21 @@ class HttpCache:
         """Set the key, or another one before the lookup."""
         self._check("set_cache_key")
         self._key = key
-        self._phase = CachePhase.CacheKey
+        self._enter(CachePhase.CacheKey)
+
+    def enable_tracing(self, span: TraceSpan) -> None:
+        """Tell a span what becomes of the request (Pingora's ``enable_tracing``), in any phase.
+
+        Each phase from here on is an event ``cache.phase`` with the attributes ``phase``, its text,
+        and ``reason`` where it has one. The attributes ``cache.lookup_duration`` and
+        ``cache.lock_duration`` (seconds, all look-ups and all waits together) and
+        ``cache.hit_status`` (`HitStatus`) are set as they come to be known. The span belongs to
+        the caller, who ends it. One that fails is logged and told nothing more.
+
+        Args:
+          span: OpenTelemetry's ``Span``, or what has its ``add_event`` and ``set_attribute``.
+        """
+        self._span = span
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -271,7 +298,7 @@ class HttpCache:
             raise CacheStateError(f"disable(NeverEnabled) in phase {self._phase}")
         if self._phase == NEVER_ENABLED:
             return
-        self._phase = CachePhase.Disabled(reason)
+        self._enter(CachePhase.Disabled(reason))
         inner, self._inner = self._inner, None
         if inner is not None:
             try:
@@ -282,7 +309,7 @@ class HttpCache:
     def bypass(self) -> None:
         """Skip the lookup: the response is likely not cacheable."""
         self._check("bypass")
-        self._phase = CachePhase.Bypass
+        self._enter(CachePhase.Bypass)
 
     def close(self) -> None:
         """Give back whatever is held, at the end of the request; phase and metadata stay.
@@ -372,6 +399,7 @@ class HttpCache:
             found = await inner.storage.lookup(key)
         finally:
             self._lookup_duration = (self._lookup_duration or 0.0) + trio.current_time() - begun
+            self._tell("cache.lookup_duration", self._lookup_duration)
         if found is not None:
             meta, handler = found
             if self._inner is inner and (
@@ -415,6 +443,7 @@ class HttpCache:
         self._check("cache_found")
         inner, key = self._on, self.cache_key()
         inner.hit_status = hit_status
+        self._tell("cache.hit_status", hit_status.value)
         if hit_status.is_treated_as_miss():
             inner.set_reader(hit_handler)
             inner.set_reader(None)
@@ -428,11 +457,11 @@ class HttpCache:
             meta.disable_serve_stale()
         inner.meta = meta
         if hit_status.is_fresh():
-            self._phase = CachePhase.Hit
+            self._enter(CachePhase.Hit)
             inner.release(LockStatus.DONE)
             inner.lock = None
         else:
-            self._phase = CachePhase.Stale
+            self._enter(CachePhase.Stale)
             inner.take_lock(key, stale=True)
         if inner.eviction is not None and hit_handler.should_count_access:
             inner.eviction.access(key.compact())
@@ -443,7 +472,7 @@ class HttpCache:
         inner = self._on
         inner.set_reader(None)
         inner.meta = None
-        self._phase = CachePhase.Miss
+        self._enter(CachePhase.Miss)
 
     # -- the lock --------------------------------------------------------------------------------
 
@@ -475,6 +504,7 @@ class HttpCache:
             return await handle.wait(inner.wait_timeout - waited)
         finally:
             self._lock_duration = waited + trio.current_time() - begun
+            self._tell("cache.lock_duration", self._lock_duration)
             if self._key is not None and self._key.variance is not None:
                 self._key = self._key.with_variance(None)
             inner.valid_after = None
@@ -518,7 +548,7 @@ class HttpCache:
         self._body_bytes = 0
         if self._phase is CachePhase.Stale:
             inner.set_reader(None)
-            self._phase = CachePhase.Expired
+            self._enter(CachePhase.Expired)
 
     def update_variance(self, variance: bytes | None) -> None:
         """Set the variance of the response to be stored.
@@ -664,7 +694,7 @@ class HttpCache:
             _log.warning("a revalidated response could not be updated", exc_info=True)
             taken = False
         if self._inner is inner:
-            self._phase = CachePhase.Revalidated
+            self._enter(CachePhase.Revalidated)
             inner.release(LockStatus.DONE)
         return taken
 
@@ -673,14 +703,14 @@ class HttpCache:
         self._check("revalidate_uncacheable")
         inner = self._on
         inner.meta = attrs.evolve(self._meta("revalidate_uncacheable"), header=header)
-        self._phase = CachePhase.RevalidatedNoCache(reason)
+        self._enter(CachePhase.RevalidatedNoCache(reason))
         inner.release_for(reason)
 
     def set_stale_updating(self) -> None:
         """Serve the stale response, as another request fetches it anew."""
         self._check("set_stale_updating")
         self._meta("set_stale_updating")
-        self._phase = CachePhase.StaleUpdating
+        self._enter(CachePhase.StaleUpdating)
 
     # -- serving ---------------------------------------------------------------------------------
 
@@ -753,6 +783,31 @@ class HttpCache:
         """What is there in every phase but `Disabled`."""
         assert self._inner is not None
         return self._inner
+
+    def _enter(self, phase: CachePhase) -> None:
+        self._phase = phase
+        span = self._span
+        if span is not None:
+            told = {"phase": phase.text}
+            if phase.reason is not None:
+                told["reason"] = str(phase.reason)
+            try:
+                span.add_event("cache.phase", told)
+            except Exception:
+                self._stop_tracing()
+
+    def _tell(self, key: str, value: str | float) -> None:
+        span = self._span
+        if span is not None:
+            try:
+                span.set_attribute(key, value)
+            except Exception:
+                self._stop_tracing()
+
+    def _stop_tracing(self) -> None:
+        """Go on without the span: a request does not fail for what only watches it."""
+        self._span = None
+        _log.warning("a span given to enable_tracing failed; it is told no more", exc_info=True)
 
     def _check(self, event: str) -> None:
         if self._phase.name not in TRANSITIONS[event]:
