@@ -488,8 +488,8 @@ def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None
 
 
 def test_the_readme_counts_the_callbacks() -> None:
-    assert len(CALLBACKS) == 31
-    assert "**Thirty-one callbacks" in read("README.md")
+    assert len(CALLBACKS) == 36
+    assert "**Thirty-six callbacks" in read("README.md")
 
 
 # -- running the code blocks ---------------------------------------------------------------------

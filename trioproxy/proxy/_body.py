@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from .._errors import ErrorType, ProxyError
 from .._messages import END, Data, End, RequestEvent, Trailers
 from ..streams._abc import DownstreamStream
@@ -10,6 +12,8 @@ from ..streams._abc import DownstreamStream
 RETRY_BUFFER = 65536
 
 BodyEvent = Data | Trailers | End
+#: What makes of a body's events what goes on of them.
+PassOn = Callable[[list[BodyEvent]], Awaitable[list[BodyEvent]]]
 
 
 class RequestBody:
@@ -22,7 +26,9 @@ class RequestBody:
 
     __slots__ = (
         "_kept",
+        "_pass_on",
         "_pending",
+        "_raw",
         "_replay",
         "_size",
         "_stream",
@@ -46,6 +52,9 @@ class RequestBody:
         #: Whether more was read than the buffer keeps.
         self.truncated = False
         self._pending: list[BodyEvent] = pending if expected else []  # type: ignore[assignment]
+        #: The modules that the body goes through first, and what has not gone through them yet.
+        self._pass_on: PassOn | None = None
+        self._raw: list[BodyEvent] = []
         self._kept: list[bytes] = []
         self._size = 0
         self._trailers: Trailers | None = None
@@ -60,12 +69,34 @@ class RequestBody:
     @property
     def ended(self) -> bool:
         """Whether the body's end has arrived, read or not."""
-        return self.done or (bool(self._pending) and _ends(self._pending[-1]))
+        waiting = self._raw or self._pending
+        return self.done or (bool(waiting) and _ends(waiting[-1]))
 
     @property
     def readable_now(self) -> bool:
         """Whether `next_batch` has something without waiting for the client."""
-        return bool(self._pending) or (self._replay and (bool(self._kept) or self.done))
+        if self._pending or self._raw:
+            return True
+        return self._replay and (bool(self._kept) or self.done)
+
+    def go_through(self, pass_on: PassOn) -> None:
+        """Have modules see the body first; nothing of it was read yet."""
+        self._pass_on = pass_on
+        self._raw, self._pending = self._pending, []
+
+    async def _arrived(self) -> list[BodyEvent]:
+        """Return what came next, as the modules have made it."""
+        while True:
+            if self._raw:
+                batch, self._raw = self._raw, []
+            else:
+                batch = await self._stream.receive_batch()  # type: ignore[assignment]
+            if self._pass_on is None:
+                return batch
+            self.bytes_read += sum(len(event.data) for event in batch if type(event) is Data)
+            batch = await self._pass_on(batch)
+            if batch:
+                return batch
 
     def start_attempt(self) -> None:
         """Begin from the start of the body again.
@@ -104,12 +135,13 @@ class RequestBody:
         if batch:
             self._pending = []
         else:
-            batch = await self._stream.receive_batch()  # type: ignore[assignment]
+            batch = await self._arrived()
         for event in batch:
             kind = type(event)
             if kind is Data:
                 data = event.data  # type: ignore[union-attr]
-                self.bytes_read += len(data)
+                if self._pass_on is None:
+                    self.bytes_read += len(data)
                 if not self.truncated:
                     self._size += len(data)
                     if self._size > RETRY_BUFFER:
@@ -139,10 +171,10 @@ class RequestBody:
             ).into_in()
         pending = self._pending
         size = self._size + sum(len(event.data) for event in pending if type(event) is Data)
-        complete = self.ended
+        complete = self.done or (bool(pending) and _ends(pending[-1]))
         while not complete and size <= limit:
-            for event in await self._stream.receive_batch():
-                pending.append(event)  # type: ignore[arg-type]
+            for event in await self._arrived():
+                pending.append(event)
                 if type(event) is Data:
                     size += len(event.data)
             complete = _ends(pending[-1])

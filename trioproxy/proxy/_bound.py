@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from .._messages import RequestHeader
+from ..modules._abc import HttpModules
 from ._filters import ProxyHttp
 from ._plan import plan_of
 
@@ -50,6 +52,17 @@ class Filters:
     response_trailer_filter: Callback | None = None
     suppress_error_log: Callback | None = None
     logging: Callback | None = None
+    adjust_upstream_modules: Callback | None = None
+    persist_connection_context: Callback | None = None
+    on_connection_reuse: Callback | None = None
+    #: Chooses by the request whose callbacks they are, in place of these; None for these always.
+    choose: Callable[[RequestHeader], Filters] | None = None
+    #: The modules of either side, None where there are none.
+    modules: HttpModules | None = None
+    upstream_modules: HttpModules | None = None
+    #: Whether every request has instances of them, or only one that asks.
+    modules_at_once: bool = False
+    upstream_modules_at_once: bool = False
     #: Whether anything of these has to do with a cache.
     caches: bool = False
     #: The same without the filters of the upstream's side, which have run where a cache looks on.
@@ -72,11 +85,20 @@ class Filters:
             "range_header_filter": proxy.range_header_filter,
             "should_serve_stale": proxy.should_serve_stale,
         }
-        for name in plan.overrides:
+        for name in plan.overrides - _ONCE:
             bound[name] = getattr(proxy, name)
             if f"{name}_is_async" in _FIELDS:
                 bound[f"{name}_is_async"] = name in plan.is_async
         bound["caches"] = "request_cache_filter" in bound or "is_purge" in bound
+        for name, init in (
+            ("modules", proxy.init_downstream_modules),
+            ("upstream_modules", proxy.init_upstream_modules),
+        ):
+            modules = HttpModules()
+            init(modules)
+            if modules.builders:
+                bound[name] = modules
+                bound[f"{name}_at_once"] = not all(each.on_demand for each in modules.builders)
         filters = cls(**bound)
         filters.of_client = attrs.evolve(
             filters, upstream_response_filter=None, upstream_response_body_filter=None
@@ -84,4 +106,6 @@ class Filters:
         return filters
 
 
+# Called here, and never again.
+_ONCE = frozenset({"init_downstream_modules", "init_upstream_modules"})
 _FIELDS = frozenset(field.name for field in attrs.fields(Filters))

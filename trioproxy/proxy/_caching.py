@@ -45,6 +45,7 @@ from ..semantics._range import (
 )
 from ..streams._abc import UpstreamStream
 from ._failure import as_proxy_error, canned_head
+from ._over import OverStream
 from ._pump import Exchange, check_delay, pump_response
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ async def _purge(session: Session, filters: Filters, ctx: Any, conf: ServerConf)
         except Exception as exc:
             as_proxy_error(exc, session)  # told
             head = canned_head(conf.server_name, 500)
+    session._plain = True
     await session.write_response_header(head, end_of_stream=True)
 
 
@@ -487,7 +489,7 @@ class HitStream(UpstreamStream):
 # -- what comes from the origin ------------------------------------------------------------------
 
 
-class TapStream(UpstreamStream):
+class TapStream(OverStream):
     """The origin's side of an exchange, with the cache looking on."""
 
     def __init__(
@@ -511,15 +513,11 @@ class TapStream(UpstreamStream):
           rewritten: Whether the request was rewritten to fill the cache: then the client's
             conditions and ranges are applied here.
         """
-        self._inner = inner
+        super().__init__(inner)
         self._session = session
         self._filters = filters
         self._ctx = ctx
         self._cache = cache
-        self.info = inner.info
-        self.reused = inner.reused
-        self.body_bytes_received = 0
-        self.write_pending_time = 0.0
         self.rewritten = rewritten
         #: Whether a filter runs here that may change how long the content is.
         self.alters = (
@@ -540,45 +538,10 @@ class TapStream(UpstreamStream):
         self._chunk = BodyChunk()
 
     @property
-    def anything_sent(self) -> bool:
-        """Whether a byte of the request may have reached the wire."""
-        return self._inner.anything_sent
-
-    @property
-    def read_timeout(self) -> float:
-        """Seconds before a parked `receive_batch` gives up."""
-        return self._inner.read_timeout
-
-    @read_timeout.setter
-    def read_timeout(self, seconds: float) -> None:
-        self._inner.read_timeout = seconds
-
-    @property
-    def write_timeout(self) -> float:
-        """Seconds without progress before a parked `send` gives up."""
-        return self._inner.write_timeout
-
-    @write_timeout.setter
-    def write_timeout(self, seconds: float) -> None:
-        self._inner.write_timeout = seconds
-
-    @property
     def outlives_client(self) -> bool:
         """Whether the transfer goes on without its client (trait 6.4)."""
         stores = self.filling or self._filled
         return stores and self._cache.storage_supports_streaming_partial_write()
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor, or -1."""
-        return self._inner.fileno()
-
-    async def send(self, *events: RequestEvent) -> None:
-        """Send events of the request to the origin."""
-        await self._inner.send(*events)
-
-    def release(self) -> None:
-        """Leave the exchange with the origin."""
-        self._inner.release()
 
     async def receive_batch(self) -> list[ResponseEvent]:
         """Return what goes to the client, when what it is made of was stored.

@@ -26,12 +26,14 @@ from ..cache._http_cache import HttpCache, Spawn
 from ..cache._lock import WritePermit
 from ..cache._phase import CachePhase
 from ..cache._policy import NoCacheReason
+from ..modules._abc import ModulesCtx
 from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
 from ..upstream._pool import Pool
 from ._bound import Filters
 from ._caching import ServeStored, TapStream, cache_stage, serve_stored, stored_validators
+from ._chain import ModuleStream, release_modules, request_through_modules
 from ._failure import as_proxy_error, canned_head, log_failure
 from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
@@ -180,7 +182,6 @@ class Engine:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._filters = services.filters
         self._conf = services.conf
         services.handle = self.handle
 
@@ -198,7 +199,10 @@ class Engine:
         request = batch[0]
         assert isinstance(request, RequestHeader)
         services = self._services
-        session = Session(services, stream, request, batch[1:])
+        filters = services.filters
+        if filters.choose is not None:
+            filters = filters.choose(request)
+        session = Session(services, stream, request, batch[1:], filters)
         if permit is not None:
             session._permit = permit
             session._subrequest = True
@@ -218,7 +222,13 @@ class Engine:
                 return
             try:
                 session._phase = "new_ctx"
-                ctx = self._filters.new_ctx()
+                ctx = filters.new_ctx()
+                if filters.modules_at_once:
+                    session._phase = "making modules"
+                    session._modules = ModulesCtx(filters.modules)
+                if filters.upstream_modules_at_once:
+                    session._phase = "making modules"
+                    session._upstream_modules = ModulesCtx(filters.upstream_modules)
             except Exception as exc:  # no context, so no other callback can run
                 session.error = as_proxy_error(exc, session)
                 over = True
@@ -226,7 +236,7 @@ class Engine:
                 return
             try:
                 async with trio.open_nursery() as nursery:
-                    early = self._filters.early_request_filter
+                    early = filters.early_request_filter
                     stream.watch(nursery.cancel_scope, half_close=early is None)
                     if self._conf.request_timeout != math.inf:
                         nursery.cancel_scope.deadline = (
@@ -245,6 +255,8 @@ class Engine:
                 await self._client_left(session, ctx)
             over = True
             await self._log(session, ctx)
+            if filters.persist_connection_context is not None and not left:
+                self._persist(session, ctx)
         finally:
             services.sessions -= 1
             if not over:
@@ -293,12 +305,22 @@ class Engine:
 
     async def _run(self, session: Session, ctx: Any, nursery: trio.Nursery) -> ProxyError | None:
         """Run every phase up to the response's end; return the error that is left."""
-        filters = self._filters
+        filters = session._filters
         try:
+            stream = session.downstream_session
+            if filters.on_connection_reuse is not None and stream.kept is not None:
+                session._phase = "on_connection_reuse"
+                owner, left = stream.kept
+                if owner is filters:
+                    filters.on_connection_reuse(session, ctx, left)
             if filters.early_request_filter is not None:
                 session._phase = "early_request_filter"
                 await filters.early_request_filter(session, ctx)
-                session.downstream_session.watch(nursery.cancel_scope)
+                stream.watch(nursery.cancel_scope)
+            if session._modules is not None and await request_through_modules(
+                session, session._modules
+            ):
+                return await self._answered(session)
             if filters.request_filter is not None:
                 session._phase = "request_filter"
                 if await filters.request_filter(session, ctx):
@@ -336,7 +358,7 @@ class Engine:
         if not session.response_started() and cache.can_serve_stale_error():
             session._phase = "should_serve_stale"
             try:
-                serves = self._filters.should_serve_stale(session, ctx, error)
+                serves = session._filters.should_serve_stale(session, ctx, error)
             except Exception as exc:
                 error = as_proxy_error(exc, session)
             else:
@@ -345,17 +367,18 @@ class Engine:
                         "what is stored is served: %s: %s", self._summary(session, ctx), error
                     )
                     cache.release_write_lock(NoCacheReason.UpstreamError)
-                    await serve_stored(session, self._filters, ctx, self._conf, cache)
+                    await serve_stored(session, session._filters, ctx, self._conf, cache)
                     return None
         internal = error.esource is ErrorSource.INTERNAL
         cache.disable(NoCacheReason.InternalError if internal else NoCacheReason.UpstreamError)
         return error
 
     async def _answered(self, session: Session) -> ProxyError | None:
-        """End a request that `request_filter` says it answered; a 500 where it did not."""
+        """End a request that a filter or a module says it answered; a 500 where it did not."""
         if not session.response_started():
+            who = session._phase
             self._services.log.error(
-                "request_filter returned True and answered nothing: %s", self._summary(session)
+                "%s returned True and answered nothing: %s", who, self._summary(session)
             )
             await session.respond_error(500)
         else:
@@ -402,7 +425,7 @@ class Engine:
         self, session: Session, ctx: Any, nursery: trio.Nursery, *, fresh: bool
     ) -> ProxyError | None:
         """Choose a peer, get a connection and carry the exchange over it."""
-        filters = self._filters
+        filters = session._filters
         session._upstream = None
         try:
             session._phase = "upstream_peer"
@@ -458,7 +481,7 @@ class Engine:
         upstream: UpstreamStream,
     ) -> bool:
         """Carry the exchange; True where what is stored is to be served in place of its response."""
-        filters, conf, options = self._filters, self._conf, peer.options
+        filters, conf, options = session._filters, self._conf, peer.options
         read_timeout, write_timeout = options.read_timeout, options.write_timeout
         upstream.read_timeout = conf.read_timeout if read_timeout is None else read_timeout
         upstream.write_timeout = conf.write_timeout if write_timeout is None else write_timeout
@@ -484,13 +507,18 @@ class Engine:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
         tap = None
+        staged = (
+            filters.adjust_upstream_modules is not None or session._upstream_modules is not None
+        )
+        if staged:
+            upstream = ModuleStream(upstream, session, filters, ctx)
         if cache is not None:
             session._sent, session._asked_at, session._not_modified = request, wall_time(), None
         if cache is not None and (rewritten or cache.enabled() or cache.bypassing()):
             tap = upstream = TapStream(upstream, session, filters, ctx, cache, rewritten=rewritten)
             filters = filters.of_client
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
-        exchange.altered = tap is not None and tap.alters
+        exchange.altered = staged or (tap is not None and tap.alters)
         try:
             first = await run_exchange(exchange, nursery)
         except ServeStored:
@@ -525,7 +553,7 @@ class Engine:
         self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError
     ) -> ProxyError:
         error.as_up()
-        callback = self._filters.fail_to_connect
+        callback = session._filters.fail_to_connect
         if callback is not None:
             session._phase = "fail_to_connect"
             try:
@@ -560,7 +588,7 @@ class Engine:
     ) -> ProxyError:
         session._phase = "error_while_proxy"
         try:
-            returned = self._filters.error_while_proxy(peer, session, error, ctx, reused)
+            returned = session._filters.error_while_proxy(peer, session, error, ctx, reused)
         except Exception as exc:  # it may not fail: the error that was passed in stands
             log_failure(exc, session)
         else:
@@ -581,7 +609,7 @@ class Engine:
         started = session.response_started()
         session._phase = "fail_to_proxy"
         try:
-            outcome = await self._filters.fail_to_proxy(session, error, ctx)
+            outcome = await session._filters.fail_to_proxy(session, error, ctx)
             if not isinstance(outcome, FailToProxy):
                 raise TypeError(f"it returned {outcome!r}, which is no FailToProxy")
         except Exception as exc:  # it may not fail: a plain 500, and no reuse
@@ -651,7 +679,8 @@ class Engine:
 
     async def _log(self, session: Session, ctx: Any) -> None:
         """Run ``logging``: last, once, shielded, with a deadline of its own."""
-        callback = self._filters.logging
+        release_modules(session)
+        callback = session._filters.logging
         if callback is None:
             return
         session._phase = "logging"
@@ -668,8 +697,24 @@ class Engine:
                 self._services.summary(session),
             )
 
+    def _persist(self, session: Session, ctx: Any) -> None:
+        """Keep what the next request on the connection is to have."""
+        stream = session.downstream_session
+        if stream.keepalive is None or not stream.sequential:
+            return
+        session._phase = "persist_connection_context"
+        callback = session._filters.persist_connection_context
+        assert callback is not None
+        stream.kept = None
+        try:
+            left = callback(session, ctx)
+        except Exception as exc:  # it may not fail: nothing is left
+            log_failure(exc, session)
+        else:
+            stream.kept = None if left is None else (session._filters, left)
+
     def _suppressed(self, session: Session, ctx: Any, error: ProxyError) -> bool:
-        callback = self._filters.suppress_error_log
+        callback = session._filters.suppress_error_log
         if callback is None:
             return False
         session._phase = "suppress_error_log"
@@ -682,7 +727,7 @@ class Engine:
     def _summary(self, session: Session, ctx: Any = None) -> str:
         session._phase = "request_summary"
         try:
-            return str(self._filters.request_summary(session, ctx))
+            return str(session._filters.request_summary(session, ctx))
         except Exception as exc:  # it may not fail: the built-in text stands in
             log_failure(exc, session)
             return self._services.summary(session)

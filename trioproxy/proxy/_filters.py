@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..cache._phase import ForcedFreshness, PurgeStatus
     from ..cache._policy import RespCacheable
     from ..cache._storage import HitHandler
+    from ..modules._abc import HttpModules
     from ..semantics._range import RangeType
     from ._session import Session
 
@@ -103,7 +104,27 @@ class ProxyHttp(ABC, Generic[CtxT]):
         Pingora: ``new_ctx``.
         """
 
-    # (init_downstream_modules has its place here.)
+    def init_downstream_modules(self, modules: HttpModules) -> None:
+        """Add the modules of the client's side: ``modules.add_module(builder)``.
+
+        When: once, when the object begins to be served. An exception keeps it from being served.
+        Default: none. Pingora: ``init_downstream_modules``.
+        """
+
+    def init_upstream_modules(self, modules: HttpModules) -> None:
+        """Add the modules of the upstream's side, which act before any filter and the cache.
+
+        When: once, when the object begins to be served. Of a module's hooks those of the response
+        are called. Default: none. Pingora: ``init_upstream_modules``.
+        """
+
+    def on_connection_reuse(self, session: Session, ctx: CtxT, prev_ctx: object) -> None:
+        """Take over what the request before on the same connection has left.
+
+        When: right behind `new_ctx`, where `persist_connection_context` gave something for the
+        last request of a kept-alive HTTP/1 connection. An exception goes to `fail_to_proxy`.
+        Default: nothing. Pingora: ``on_connection_reuse``.
+        """
 
     # -- the request -----------------------------------------------------------------------------
 
@@ -265,6 +286,17 @@ class ProxyHttp(ABC, Generic[CtxT]):
         """
 
     # -- the response ----------------------------------------------------------------------------
+
+    async def adjust_upstream_modules(
+        self, session: Session, upstream_response: ResponseHeader, end_of_stream: bool, ctx: CtxT
+    ) -> None:
+        """Set the modules of the upstream's side up for a response, before they act on it.
+
+        When: for every head from the origin, each informational one included;
+        ``session.upstream_modules_ctx.get(Type)`` is the module. ``end_of_stream`` says that
+        nothing follows. An exception fails the attempt (`error_while_proxy`). Default: nothing.
+        Pingora: ``adjust_upstream_modules``.
+        """
 
     async def upstream_response_filter(
         self, session: Session, upstream_response: ResponseHeader, ctx: CtxT
@@ -444,4 +476,11 @@ class ProxyHttp(ABC, Generic[CtxT]):
         is useless. It may not fail. Default: nothing. Pingora: ``logging``.
         """
 
-    # (persist_connection_context has its place here.)
+    def persist_connection_context(self, session: Session, ctx: CtxT) -> object | None:
+        """Return what the next request on this connection is to have in `on_connection_reuse`.
+
+        When: last of all, behind `logging`, where an HTTP/1 connection is kept; never over HTTP/2,
+        whose requests share their connection. None leaves nothing. It may not fail: an exception
+        is logged and nothing is left. Default: None. Pingora: ``persist_connection_context``.
+        """
+        return None

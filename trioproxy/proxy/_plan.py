@@ -13,7 +13,10 @@ ASYNC, SYNC, EITHER = "async def", "def", "def or async def"
 
 #: Every callback in the order in which they run: name, arguments besides self, kind.
 CALLBACKS: tuple[tuple[str, int, str], ...] = (
+    ("init_downstream_modules", 1, SYNC),
+    ("init_upstream_modules", 1, SYNC),
     ("new_ctx", 0, SYNC),
+    ("on_connection_reuse", 3, SYNC),
     ("early_request_filter", 2, ASYNC),
     ("request_filter", 2, ASYNC),
     ("request_cache_filter", 2, SYNC),
@@ -28,6 +31,7 @@ CALLBACKS: tuple[tuple[str, int, str], ...] = (
     ("connected_to_upstream", 6, ASYNC),
     ("upstream_request_filter", 3, ASYNC),
     ("request_body_filter", 4, ASYNC),
+    ("adjust_upstream_modules", 4, ASYNC),
     ("upstream_response_filter", 3, ASYNC),
     ("response_cache_filter", 3, SYNC),
     ("cache_vary_filter", 3, SYNC),
@@ -44,6 +48,7 @@ CALLBACKS: tuple[tuple[str, int, str], ...] = (
     ("suppress_error_log", 3, SYNC),
     ("request_summary", 2, SYNC),
     ("logging", 3, ASYNC),
+    ("persist_connection_context", 2, SYNC),
 )
 NAMES = frozenset(name for name, _, _ in CALLBACKS)
 

@@ -22,14 +22,17 @@ from .._messages import (
 )
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
+from ..modules._abc import ModulesCtx
 from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ._body import RequestBody
+from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
 
 if TYPE_CHECKING:
     from .._peer import HttpPeer
     from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
+    from ._bound import Filters
     from ._engine import Services
 
 
@@ -61,20 +64,25 @@ class Session:
         "_cache",
         "_continue_sent",
         "_failed",
+        "_filters",
         "_finished",
         "_held",
         "_ignore_info",
+        "_modules",
         "_not_modified",
         "_peer_name",
         "_permit",
         "_phase",
+        "_plain",
         "_request",
         "_response",
+        "_row",
         "_sent",
         "_services",
         "_started",
         "_subrequest",
         "_upstream",
+        "_upstream_modules",
         "downstream_session",
         "error",
         "ignore_downstream_range",
@@ -86,8 +94,16 @@ class Session:
         stream: DownstreamStream,
         request: RequestHeader,
         pending: list[RequestEvent],
+        filters: Filters,
     ) -> None:
         self._services = services
+        self._filters = filters
+        #: The modules of either side; None where nobody has asked for one yet.
+        self._modules: ModulesCtx | None = None
+        self._upstream_modules: ModulesCtx | None = None
+        #: The modules that the response goes through, and whether it goes past them.
+        self._row: ResponseRow | None = None
+        self._plain = False
         #: The client's side of the exchange, a message stream.
         self.downstream_session = stream
         self._request = request
@@ -129,6 +145,27 @@ class Session:
         if cache is None:
             cache = self._cache = HttpCache(self._services.spawn())
         return cache
+
+    @property
+    def downstream_modules_ctx(self) -> ModulesCtx:
+        """This request's instances of the modules that `init_downstream_modules` has added.
+
+        Ask for one that acts on the request in `early_request_filter`, for one that acts on the
+        response before its head is written.
+        """
+        if self._modules is None:
+            self._modules = ModulesCtx(self._filters.modules)
+        return self._modules
+
+    @property
+    def upstream_modules_ctx(self) -> ModulesCtx:
+        """This request's instances of the modules that `init_upstream_modules` has added.
+
+        An instance sees the response of every attempt: it begins anew with each final head.
+        """
+        if self._upstream_modules is None:
+            self._upstream_modules = ModulesCtx(self._filters.upstream_modules)
+        return self._upstream_modules
 
     # -- the request -----------------------------------------------------------------------------
 
@@ -336,7 +373,7 @@ class Session:
     async def write_error_response(self, resp: ResponseHeader, body: bytes) -> None:
         """Answer with your own head and a body, and close the connection afterwards.
 
-        Does nothing where a final response head is already out.
+        Does nothing where a final response head is already out. The modules do not see it.
 
         Raises:
           ProxyError: the client left.
@@ -347,6 +384,7 @@ class Session:
         if self.response_started():
             return
         self.downstream_session.keepalive = None
+        self._plain = True
         if body:
             await self._send_events(resp, Data(body, True))
         else:
@@ -373,7 +411,11 @@ class Session:
         await self.downstream_session.aclose()
 
     async def _send_events(self, *events: ResponseEvent) -> None:
-        """Send events of the response as they are, and count them (the engine's own way out)."""
+        """Send events of the response through the modules, and count them: the one way out."""
+        if self._modules is not None and not self._plain:
+            events = await self._through_modules(self._modules, events)
+            if not events:
+                return
         before = (self._body_bytes_sent, self._finished, self._response)
         for event in events:
             kind = type(event)
@@ -391,6 +433,17 @@ class Session:
             if exc.esource is not ErrorSource.DOWNSTREAM:  # refused: nothing of it was sent
                 self._body_bytes_sent, self._finished, self._response = before
             raise
+
+    async def _through_modules(
+        self, modules: ModulesCtx, events: tuple[ResponseEvent, ...]
+    ) -> tuple[ResponseEvent, ...]:
+        """Return what the modules make of events; a tunnel is none of their business."""
+        if self._response is not None and self._response.status == 101:
+            return events
+        if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
+            acting = modules.with_hook(*RESPONSE_HOOKS)
+            self._row = ResponseRow(self, acting) if acting else None
+        return events if self._row is None else tuple(await self._row.pass_on(events))
 
     # -- the upstream ----------------------------------------------------------------------------
 

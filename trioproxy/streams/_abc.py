@@ -105,6 +105,11 @@ class DownstreamStream(MessageStream[ResponseEvent, RequestEvent]):
     #: On whose side an exchange that is left before its end has failed, where its carrier can tell
     #: the client; None for the client's own departure and the like.
     blame: ErrorSource | None
+    #: What the exchange before this one on the same connection has left, and, once it is set, what
+    #: this one leaves: whose it is, and the value; None for nothing.
+    kept: tuple[object, object] | None = None
+    #: Whether exchanges follow one another on the connection, so that one may leave something.
+    sequential: bool = False
 
     @property
     @abstractmethod

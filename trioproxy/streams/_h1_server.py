@@ -109,9 +109,11 @@ class H1ServerConnection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_loop)
                 idle_timeout = self.options.header_timeout
+                kept: tuple[object, object] | None = None
                 while await self._next_head(idle_timeout):
-                    exchange = self._exchange = H1DownstreamStream(self)
+                    exchange = self._exchange = H1DownstreamStream(self, kept)
                     await handler(exchange)
+                    kept = exchange.kept
                     self._exchange = None
                     if not await self._settle(exchange):
                         linger = exchange.writer.finished
@@ -364,6 +366,7 @@ class H1DownstreamStream(DownstreamStream):
         "drain_timeout",
         "info",
         "keepalive",
+        "kept",
         "min_send_rate",
         "read_timeout",
         "reuses_remaining",
@@ -372,9 +375,14 @@ class H1DownstreamStream(DownstreamStream):
         "writer",
     )
 
-    def __init__(self, connection: H1ServerConnection) -> None:
+    sequential = True
+
+    def __init__(
+        self, connection: H1ServerConnection, kept: tuple[object, object] | None = None
+    ) -> None:
         options = connection.options
         self._connection = connection
+        self.kept = kept
         self.info = connection.info
         self.keepalive = options.idle_timeout
         self.blame = None
