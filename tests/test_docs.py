@@ -42,6 +42,7 @@ from trioproxy.cache import (
     StorageStatistics,
 )
 from trioproxy.cache._phase import TRANSITIONS
+from trioproxy.proxy._compose import _RULES
 from trioproxy.proxy._plan import CALLBACKS
 from trioproxy.server import _cli
 
@@ -490,6 +491,20 @@ def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None
 def test_the_readme_counts_the_callbacks() -> None:
     assert len(CALLBACKS) == 36
     assert "**Thirty-six callbacks" in read("README.md")
+
+
+def test_the_rules_of_a_chain_name_every_callback_that_has_one() -> None:
+    rows = table("composition.rst", "chain-rules")
+    named = [plain(cell.strip()) for row in rows for cell in row[1].split(",")]
+    assert sorted(named) == sorted(_RULES)
+    rules = {plain(cell.strip()): row[0] for row in rows for cell in row[1].split(",")}
+    # Callbacks of one line share a rule, and those of two lines do not.
+    by_rule: dict[object, set[str]] = {}
+    for name, rule in _RULES.items():
+        by_rule.setdefault(rule, set()).add(rules[name])
+    shared = {"persist_connection_context", "on_connection_reuse"}
+    assert all(len(lines) == 1 for rule, lines in by_rule.items()), by_rule
+    assert len({rules[name] for name in shared}) == 1
 
 
 # -- running the code blocks ---------------------------------------------------------------------

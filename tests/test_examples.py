@@ -34,6 +34,7 @@ from examples._grpc_origin import serve as serve_grpc
 from examples._origin import serve as serve_origin
 from examples.add_header import AddHeader
 from examples.answer_early import AnswerEarly
+from examples.composition import gateway as composed
 from examples.connect_proxy import Egress, through
 from examples.context_access_log import AccessLog
 from examples.failover import Failover
@@ -64,6 +65,7 @@ NAMES = [
     "add_header",
     "answer_early",
     "caching_gateway",
+    "composition",
     "connect_proxy",
     "context_access_log",
     "failover",
@@ -152,6 +154,16 @@ async def test_answer_early_refuses_what_is_private() -> None:
         assert (await ask(url, get("/private"))).status == 403
         assert (await ask(url, get("/private", "Authorization: Basic eDp5"))).status == 200
         assert (await ask(url, get("/public"))).body.startswith(b"GET /public\n")
+
+
+async def test_composition_checks_the_private_path_and_marks_all_responses() -> None:
+    async with the_origin() as peer, serving(composed(peer.name, peer.name)) as running:
+        url = running.urls[0]
+        assert (await ask(url, get("/private"))).status == 403
+        allowed = await ask(url, get("/private", "x-key: sesame"))
+        assert (allowed.status, allowed.fields["x-gateway"]) == (200, "composed")
+        public = await ask(url, get("/public"))
+        assert (public.status, public.fields["x-gateway"]) == (200, "composed")
 
 
 async def test_rewrite_body_numbers_the_lines_while_they_come() -> None:

@@ -12,6 +12,8 @@ import trioproxy
 NAMES = [
     "ProxyHttp",
     "CachingProxy",
+    "Chain",
+    "Route",
     "Session",
     "FailToProxy",
     "HttpPeer",

@@ -22,6 +22,8 @@ from ._peer import PeerOptions as PeerOptions
 from ._tls_settings import TlsSettings as TlsSettings
 from ._version import __version__ as __version__
 from .proxy._cached import CachingProxy as CachingProxy
+from .proxy._compose import Chain as Chain
+from .proxy._compose import Route as Route
 from .proxy._filters import FailToProxy as FailToProxy
 from .proxy._filters import ProxyHttp as ProxyHttp
 from .proxy._session import Session as Session

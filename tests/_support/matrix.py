@@ -61,7 +61,8 @@ from tests._support.h2_wire import (
 )
 from tests._support.recording import ORIGIN, CutError, Message, Recorder, Wire
 from tests._support.tls_wire import TlsWire, client_context, server_context
-from trioproxy import ErrorType, HttpPeer, ProxyError, ProxyHttp, ServerConf, TlsSettings
+from trioproxy import ErrorType, HttpPeer, ProxyError, ServerConf, TlsSettings
+from trioproxy.proxy._compose import Proxy
 from trioproxy.proxy._record import ExchangeRecord
 from trioproxy.server._serve import Running
 from trioproxy.testing._network import PLAIN, End, Link, MemoryAcceptor, Network
@@ -823,7 +824,7 @@ def _conf(conf: ServerConf, leg: Leg) -> ServerConf:
 
 @asynccontextmanager
 async def open_matrix(
-    proxy: ProxyHttp[Any],
+    proxy: Proxy,
     origins: Outcome | Origins,
     pairing: Pairing,
     *,

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 import trioproxy
+from trioproxy.proxy._compose import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,9 +90,7 @@ async def ask(url: str, request: bytes | None = None) -> Reply:
 
 
 @asynccontextmanager
-async def serving(
-    proxy: trioproxy.ProxyHttp[Any], *binds: str, **conf: Any
-) -> AsyncIterator[trioproxy.Running]:
+async def serving(proxy: Proxy, *binds: str, **conf: Any) -> AsyncIterator[trioproxy.Running]:
     """Serve a proxy, on a free port where no bind is given."""
     async with trio.open_nursery() as nursery:
         yield await nursery.start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
@@ -68,37 +68,48 @@ class Filters:
     #: The same without the filters of the upstream's side, which have run where a cache looks on.
     of_client: Any = None
 
+    #: Callbacks of which the engine calls the default too.
+    ALWAYS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "new_ctx",
+            "upstream_peer",
+            "fail_to_proxy",
+            "error_while_proxy",
+            "request_summary",
+            "cache_key_callback",
+            "cache_miss",
+            "response_cache_filter",
+            "cache_not_modified_filter",
+            "range_header_filter",
+            "should_serve_stale",
+        }
+    )
+    #: Callbacks that are called here, and never again.
+    ONCE: ClassVar[frozenset[str]] = frozenset({"init_downstream_modules", "init_upstream_modules"})
+    FIELDS: ClassVar[frozenset[str]]
+
     @classmethod
     def bind(cls, proxy: ProxyHttp[Any]) -> Filters:
         """Bind the callbacks that the proxy's class overrides."""
         plan = plan_of(type(proxy))
-        bound: dict[str, Any] = {
-            "new_ctx": proxy.new_ctx,
-            "upstream_peer": proxy.upstream_peer,
-            "fail_to_proxy": proxy.fail_to_proxy,
-            "error_while_proxy": proxy.error_while_proxy,
-            "request_summary": proxy.request_summary,
-            "cache_key_callback": proxy.cache_key_callback,
-            "cache_miss": proxy.cache_miss,
-            "response_cache_filter": proxy.response_cache_filter,
-            "cache_not_modified_filter": proxy.cache_not_modified_filter,
-            "range_header_filter": proxy.range_header_filter,
-            "should_serve_stale": proxy.should_serve_stale,
-        }
-        for name in plan.overrides - _ONCE:
+        bound: dict[str, Any] = {name: getattr(proxy, name) for name in cls.ALWAYS}
+        for name in plan.overrides - cls.ONCE:
             bound[name] = getattr(proxy, name)
-            if f"{name}_is_async" in _FIELDS:
+            if f"{name}_is_async" in cls.FIELDS:
                 bound[f"{name}_is_async"] = name in plan.is_async
-        bound["caches"] = "request_cache_filter" in bound or "is_purge" in bound
-        for name, init in (
-            ("modules", proxy.init_downstream_modules),
-            ("upstream_modules", proxy.init_upstream_modules),
-        ):
-            modules = HttpModules()
-            init(modules)
+        downstream, upstream = HttpModules(), HttpModules()
+        proxy.init_downstream_modules(downstream)
+        proxy.init_upstream_modules(upstream)
+        return cls.made(bound, downstream, upstream)
+
+    @classmethod
+    def made(cls, bound: dict[str, Any], downstream: HttpModules, upstream: HttpModules) -> Filters:
+        """Return bound callbacks by their names, with the modules of either side."""
+        for name, modules in (("modules", downstream), ("upstream_modules", upstream)):
             if modules.builders:
                 bound[name] = modules
                 bound[f"{name}_at_once"] = not all(each.on_demand for each in modules.builders)
+        bound["caches"] = "request_cache_filter" in bound or "is_purge" in bound
         filters = cls(**bound)
         filters.of_client = attrs.evolve(
             filters, upstream_response_filter=None, upstream_response_body_filter=None
@@ -106,6 +117,4 @@ class Filters:
         return filters
 
 
-# Called here, and never again.
-_ONCE = frozenset({"init_downstream_modules", "init_upstream_modules"})
-_FIELDS = frozenset(field.name for field in attrs.fields(Filters))
+Filters.FIELDS = frozenset(field.name for field in attrs.fields(Filters))

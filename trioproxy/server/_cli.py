@@ -26,6 +26,7 @@ from ..cache._disk import DiskStorage
 from ..cache._memory import MemoryStorage
 from ..cache._shared import SharedCache
 from ..cache._storage import Storage
+from ..proxy._compose import Composite, Proxy
 from ..proxy._filters import ProxyHttp
 from ..transport._tls_server import TlsAcceptor
 from ._reverse import CachingReverse, Reverse, upstreams
@@ -98,7 +99,7 @@ def origin(text: str) -> HttpPeer:
         raise argparse.ArgumentTypeError(str(exc)) from None
 
 
-def load(text: str) -> ProxyHttp[Any]:
+def load(text: str) -> Proxy:
     """Return the proxy object that ``MODULE:OBJECT`` names; a class or factory is called.
 
     Raises:
@@ -118,7 +119,7 @@ def load(text: str) -> ProxyHttp[Any]:
                 f"{text!r}: {module_name} has no {path}; the name of a ProxyHttp object, class or "
                 "factory is right"
             ) from None
-    if not isinstance(found, ProxyHttp) and callable(found):
+    if not isinstance(found, (ProxyHttp, Composite)) and callable(found):
         try:
             found = found()
         except TypeError as exc:
@@ -128,7 +129,7 @@ def load(text: str) -> ProxyHttp[Any]:
                 f"{text!r} cannot be called without arguments ({exc}): name an object, or a "
                 "factory that takes none"
             ) from exc
-    if not isinstance(found, ProxyHttp):
+    if not isinstance(found, (ProxyHttp, Composite)):
         raise argparse.ArgumentTypeError(
             f"{text!r} gives a {type(found).__name__}: a ProxyHttp object, class or factory is right"
         )
@@ -437,7 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             )
         except ValueError as exc:
             command.error(f"argument {exc}")
-        proxy: ProxyHttp[Any] = Reverse(peers, rewrite_host=options.rewrite_host)
+        proxy: Proxy = Reverse(peers, rewrite_host=options.rewrite_host)
         if options.cache != "off":
             proxy = CachingReverse(
                 peers,

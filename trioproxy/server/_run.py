@@ -6,18 +6,16 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
 
 import trio
 
 from .._config import Listener, ServerConf
 from .._errors import ErrorType, ProxyError
 from .._util import unwrap
-from ..proxy._cached import CachingProxy
-from ..proxy._filters import ProxyHttp
+from ..proxy._compose import Proxy
 from ._access_log import LOGGER
 from ._descriptors import raise_descriptor_limit
-from ._serve import Running, serve
+from ._serve import Running, serve, storages
 
 log = logging.getLogger("trioproxy")
 
@@ -28,7 +26,7 @@ CLOSE_TIME = 5.0
 RELOAD_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 
-def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None = None) -> None:
+def run(proxy: Proxy, *binds: str | Listener, conf: ServerConf | None = None) -> None:
     """Run a proxy as a program, until SIGINT or SIGTERM stops it.
 
     The log goes to standard error, and so does ``listening on URL`` for each listener when it
@@ -43,7 +41,7 @@ def run(proxy: ProxyHttp[Any], *binds: str | Listener, conf: ServerConf | None =
     Raises:
       SystemExit: 1, a listener cannot be bound (one line says which and why), or a second signal
         came. A graceful stop returns.
-      TypeError: ``proxy`` is not a `ProxyHttp` object.
+      TypeError: ``proxy`` is not a `ProxyHttp` object, a `Chain` or a `Route`.
       ValueError: a bind cannot be understood, or TLS settings cannot be used.
     """
     conf = ServerConf() if conf is None else conf
@@ -78,7 +76,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: ServerConf) -> int:
+async def _main(proxy: Proxy, binds: tuple[str | Listener, ...], conf: ServerConf) -> int:
     code = 0
 
     async def stop_on_signal(running: Running, signals: AsyncIterator[int]) -> None:
@@ -120,7 +118,7 @@ async def _main(proxy: ProxyHttp[Any], binds: tuple[str | Listener, ...], conf: 
             return 1
         raise exc from None
     finally:
-        if isinstance(proxy, CachingProxy) and proxy.shared_cache is not None:
+        for storage in storages(proxy):
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIME):
-                await proxy.shared_cache.storage.aclose()
+                await storage.aclose()
     return code

@@ -25,12 +25,12 @@ from .._clock import wall_time
 from .._config import Listener, ServerConf, check_versions
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
-from ..cache._storage import StorageStatistics
+from ..cache._storage import Storage, StorageStatistics
 from ..codec._h1 import HeadLimits, RequestReader
 from ..codec._h1_codec import http1_codec
 from ..codec._h2 import H2Codec, H2Options
-from ..proxy._bound import Filters
 from ..proxy._cached import CachingProxy
+from ..proxy._compose import Composite, Proxy, bind, parts
 from ..proxy._engine import Engine, Services
 from ..proxy._filters import ProxyHttp
 from ..proxy._record import ExchangeRecord
@@ -79,7 +79,8 @@ class Statistics:
       accept_errors: Times that accepting failed for want of descriptors or memory.
       cache: Requests with the cache on, by the phase that they ended in, such as ``("hit", 10)``.
       collapsed: Requests that waited for another one that filled the cache.
-      cache_storage: What the storage of a `CachingProxy` holds and has done; None for another proxy.
+      cache_storage: What the storage of a `CachingProxy` holds and has done; None for another proxy,
+        and of several storages the first.
       pool: The upstream connections.
     """
 
@@ -137,7 +138,7 @@ class Running:
 
 
 class _Server:
-    def __init__(self, proxy: ProxyHttp[Any], conf: ServerConf, pool: Pool) -> None:
+    def __init__(self, proxy: Proxy, conf: ServerConf, pool: Pool) -> None:
         self.proxy = proxy
         self.conf = conf
         self.pool = pool
@@ -145,7 +146,7 @@ class _Server:
         self.services = Services(
             conf=conf,
             pool=pool,
-            filters=Filters.bind(proxy),
+            filters=bind(proxy),
             log=log,
             on_record=self.access_log.write if self.access_log is not None else None,
         )
@@ -226,9 +227,10 @@ class _Server:
         )
 
     def cache_storage(self) -> StorageStatistics | None:
-        """Return the counters of the storage that the proxy caches in."""
-        shared = self.proxy.shared_cache if isinstance(self.proxy, CachingProxy) else None
-        return None if shared is None else shared.storage.statistics()
+        """Return the counters of the (first) storage that the proxy caches in."""
+        for storage in storages(self.proxy):
+            return storage.statistics()
+        return None
 
     # -- accepting -------------------------------------------------------------------------------
 
@@ -376,8 +378,14 @@ class _Server:
             listening.close()
 
 
+def storages(proxy: Proxy) -> list[Storage]:
+    """Return the storages that a proxy caches in."""
+    shared = [each.shared_cache for each in parts(proxy) if isinstance(each, CachingProxy)]
+    return list(dict.fromkeys(each.storage for each in shared if each is not None))
+
+
 async def serve(
-    proxy: ProxyHttp[Any],
+    proxy: Proxy,
     *binds: str | Listener | Acceptor,
     conf: ServerConf | None = None,
     connector: Connector | None = None,
@@ -386,7 +394,7 @@ async def serve(
     """Run a proxy until it is cancelled (a hard stop) or drained.
 
     Args:
-      proxy: The proxy object.
+      proxy: The proxy object: a `ProxyHttp`, a `Chain` or a `Route`.
       *binds: Where to listen: ``"127.0.0.1:8080"``, ``"[::1]:0"``, ``"unix:PATH"`` or `Listener`;
         ``127.0.0.1:8080`` where none is given. An object that accepts by itself, such as a
         network in memory, is taken as it is.
@@ -399,7 +407,7 @@ async def serve(
       TypeError: ``proxy`` is not a `ProxyHttp` object.
       ValueError: a bind cannot be understood, or TLS settings cannot be used.
     """
-    if not isinstance(proxy, ProxyHttp):
+    if not isinstance(proxy, (ProxyHttp, Composite)):
         raise TypeError(f"serve() takes a ProxyHttp object, not {type(proxy).__name__}")
     conf = ServerConf() if conf is None else conf
     plans = [_Plan.of(bind, conf) for bind in (binds or ("127.0.0.1:8080",))]
