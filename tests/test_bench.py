@@ -15,7 +15,7 @@ from tests.bench import hello, http2, load
 from tests.bench.processes import Target, check, reverse, script
 from tests.bench.processes import load as put_load
 from tests.bench.table import Row, ratio, render
-from tests.bench.workloads import LARGE, SMALL, SMALL_BODY, Measurement
+from tests.bench.workloads import IDLE, LARGE, SMALL, SMALL_BODY, Measurement
 
 
 @pytest.mark.socket
@@ -27,6 +27,8 @@ def test_every_relay_relays_and_can_be_put_under_load() -> None:
             stack.enter_context(script("h11_relay", None, port)),
             stack.enter_context(script("raw_relay", None, port)),
             stack.enter_context(reverse(origin.port, None)),
+            stack.enter_context(script("trait", None, port)),
+            stack.enter_context(script("trait", None, port, "chain")),
         ]
         for target in targets:
             check(target, SMALL)
@@ -80,6 +82,12 @@ def test_the_table_shows_medians_ratios_by_round_and_what_lies_below_its_floor()
     assert lines[2].split() == ["small", "reverse", "7", "0.0", "71%", "2"]
     assert lines[-2].split() == ["small", "reverse", "/", "h11", "relay", "0.70", "0.80", "below"]
     assert lines[-1].split() == ["small", "reverse", "/", "raw", "relay", "0.50"]
+
+
+def test_what_idle_members_cost_is_the_chain_against_the_bare_trait() -> None:
+    rows = [Row(IDLE, "chain", [Measurement(9.0)]), Row(IDLE, "bare trait", [Measurement(10.0)])]
+    (*words, measured, floor) = render(rows).splitlines()[-1].split()
+    assert (" ".join(words), measured, floor) == ("idle chain / bare trait", "0.90", "0.90")
 
 
 def test_http2_has_a_row_for_each_side_and_one_ratio() -> None:

@@ -6,6 +6,8 @@ machine does hits all of them. The proxies have a core of their own where there 
 are medians; the ratios are medians of each round's ratio. "direct" shows what the origin and the
 load client can do: where it is not well above the rest, they are the limit.
 
+Then a trait that does nothing, alone and behind eight idle members of a chain.
+
 Then a cache: hits in the memory of ``reverse --cache memory`` against a bare server of Trio and h11
 that always sends the same bytes, against the same response without a cache, and against hits on
 disk.
@@ -38,7 +40,7 @@ from tests.bench.processes import (
     script,
 )
 from tests.bench.table import Row, render
-from tests.bench.workloads import HIT, LARGE, SMALL, Measurement, Workload
+from tests.bench.workloads import HIT, IDLE, LARGE, SMALL, Measurement, Workload
 
 WORKLOADS = {"small": SMALL, "large": LARGE}
 #: Requests for a figure of HTTP/2, and where `--quick` is asked for.
@@ -50,7 +52,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds of half the length")
     parser.add_argument("--rounds", type=int, help="rounds (default 7)")
     parser.add_argument("--seconds", type=float, help="seconds for each figure (default 1)")
-    parser.add_argument("--only", choices=(*WORKLOADS, "cache", "http2"), help="one workload alone")
+    parser.add_argument(
+        "--only", choices=(*WORKLOADS, "idle", "cache", "http2"), help="one workload alone"
+    )
     parser.add_argument(
         "--client", choices=("wrk", "own"), default="wrk" if shutil.which("wrk") else "own"
     )
@@ -118,6 +122,17 @@ def measure_cache(
         return measure_workloads(options, cores, targets, [HIT])
 
 
+def measure_idle(options: argparse.Namespace, cores: Cores, origin: Target) -> list[Row]:
+    """Measure a chain whose members are idle against its last member alone."""
+    port = str(origin.port)
+    with (
+        script("trait", cores.proxy, port, "chain") as chain,
+        script("trait", cores.proxy, port) as bare,
+    ):
+        targets = [attrs.evolve(chain, name="chain"), attrs.evolve(bare, name="bare trait")]
+        return measure_workloads(options, cores, [origin, *targets], [IDLE])
+
+
 def _requests(options: argparse.Namespace) -> int:
     return HTTP2_REQUESTS_QUICK if options.quick else HTTP2_REQUESTS
 
@@ -158,13 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             origin = stack.enter_context(script("origin", cores.origin))
         port = str(origin.port)
         codec = ("--http1-codec", options.http1_codec)
-        if options.only not in ("http2", "cache"):
+        if options.only not in ("http2", "cache", "idle"):
             with (
                 reverse(origin.port, cores.proxy, *codec) as ours,
                 script("h11_relay", cores.proxy, port) as h11_relay,
                 script("raw_relay", cores.proxy, port) as raw_relay,
             ):
                 rows += measure(options, cores, [origin, ours, h11_relay, raw_relay])
+        if options.only in (None, "idle"):
+            rows += measure_idle(options, cores, origin)
         if options.only in (None, "cache"):
             rows += measure_cache(options, cores, origin, root)
         if options.only in (None, "http2"):

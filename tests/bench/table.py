@@ -13,11 +13,14 @@ from tests.bench.workloads import Measurement, Workload
 FLOORS = (
     ("small", "h11 relay", 0.8),
     ("1 MiB", "raw relay", 0.7),
+    ("idle", "bare trait", 0.9),
     ("hit", "h11 server", 0.4),
     ("hit", "proxied", 1.0),
     ("h2 TLS", "hypercorn", 1.5),
 )
 
+#: What is measured against the yardsticks, where that is not ``reverse``.
+SUBJECTS = {"idle": "chain"}
 YARDSTICKS = (*dict.fromkeys(name for _, name, _ in FLOORS), "disk")
 
 
@@ -41,9 +44,14 @@ class Row:
         return median(known) if known else None
 
 
+def subject(workload: str) -> str:
+    """Return what a workload's ratios are about."""
+    return SUBJECTS.get(workload, "reverse")
+
+
 def ratio(rows: Mapping[tuple[str, str], Row], workload: str, other: str) -> float:
-    """Return reverse / other: the median over the rounds of what was measured side by side."""
-    ours, theirs = rows[workload, "reverse"].rounds, rows[workload, other].rounds
+    """Return subject / other: the median over the rounds of what was measured side by side."""
+    ours, theirs = rows[workload, subject(workload)].rounds, rows[workload, other].rounds
     return median(a.rate / b.rate for a, b in zip(ours, theirs, strict=True))
 
 
@@ -69,5 +77,6 @@ def render(rows: Sequence[Row]) -> str:
             verdict = "" if floor is None else f"{floor:>7.2f}"
             if floor is not None and measured < floor:
                 verdict += "  below"
-            lines.append(f"{workload:<7}{f'reverse / {other}':<22}{measured:>9.2f}{verdict}")
+            named = f"{subject(workload)} / {other}"
+            lines.append(f"{workload:<7}{named:<22}{measured:>9.2f}{verdict}")
     return "\n".join(lines)

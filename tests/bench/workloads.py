@@ -27,6 +27,8 @@ class Workload:
 
 
 SMALL = Workload("small", "/small", SMALL_BODY, 32)
+#: The same, for what a trait costs that does nothing.
+IDLE = Workload("idle", "/small", SMALL_BODY, 32)
 #: What a cache may keep.
 HIT = Workload("hit", "/hit", HIT_BODY, 32)
 LARGE = Workload("1 MiB", "/large", LARGE_BODY, 8)
