@@ -38,7 +38,7 @@ class Forward(trioproxy.ProxyHttp[None]):
 logging.getLogger("trioproxy").setLevel(logging.CRITICAL)  # clients that leave are no news here
 
 
-async def main(port: str, kind: str = "trait") -> None:
+async def main(port: str, kind: str) -> None:
     """Serve until killed."""
     forward = Forward(HttpPeer("127.0.0.1", int(port)))
     chain = Chain(*[Idle() for _ in range(IDLE)], forward)
@@ -52,4 +52,4 @@ async def main(port: str, kind: str = "trait") -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    trio.run(main, sys.argv[1], "".join(sys.argv[2:]))
