@@ -6,7 +6,8 @@ import re
 
 from .._headers import Headers
 
-_RANGE = re.compile(r"(?:\*/\*|[!#$%&'*+\-.^_`|~0-9a-z]+/(?:\*|[!#$%&'*+\-.^_`|~0-9a-z]+))")
+_NAME = r"[!#$%&'+\-.^_`|~0-9a-z]+"  # a token without "*", which no type has
+_RANGE = re.compile(rf"\*/\*|{_NAME}/(?:\*|{_NAME})")
 
 
 def is_encoded(headers: Headers) -> bool:

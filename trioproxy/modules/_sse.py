@@ -251,10 +251,12 @@ class EventStream(HttpModule):
             raise ProxyError.explain(
                 ErrorType.ResponseTooLarge, f"{exc}, which is SseFilter's max_event_bytes"
             ).into_up() from exc
-        out: list[bytes] = []
-        for each in parsed:
-            out.append(each if isinstance(each, bytes) else await self._filtered(session, each))
-        body.data = b"".join(out)
+        body.data = b"".join(
+            [
+                each if isinstance(each, bytes) else await self._filtered(session, each)
+                for each in parsed
+            ]
+        )
 
     async def _filtered(self, session: Session, parsed: Parsed) -> bytes:
         assert self._apply is not None
