@@ -34,8 +34,9 @@ def read(stream: bytes) -> list[tuple[str, str, str, int | None]]:
     Returns the type, data and last event id of each event, and the reconnection time at its moment.
     """
     text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
-    events = []
-    data, kind, last_id, new_id, retry = "", "", "", "", None
+    events: list[tuple[str, str, str, int | None]] = []
+    data, kind, last_id, new_id = "", "", "", ""
+    retry: int | None = None
     lines = re.split("\r\n|\r|\n", text)
     for line in lines[:-1]:  # what no line end follows is no line
         if line == "":

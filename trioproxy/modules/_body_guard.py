@@ -203,7 +203,7 @@ def _methods(given: Collection[str]) -> frozenset[str]:
     if isinstance(given, str):
         raise ValueError(f"{given!r}: a list of methods is right")
     for method in given:
-        if not isinstance(method, str) or not TOKEN.fullmatch(method.encode("latin-1", "replace")):
+        if not TOKEN.fullmatch(method.encode("latin-1", "replace")):
             raise ValueError(f"{method!r} is not a method: a token (RFC 9110 section 9.1) is")
     return frozenset(given)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -278,7 +278,7 @@ class EventStream(HttpModule):
         self._parser = self._apply = None
 
 
-def _a_filter(_instance: object, attribute: attrs.Attribute[object], value: object) -> None:
+def _a_filter(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not callable(value):
         raise ValueError(f"{attribute.name}={value!r}: a function is right")
 
