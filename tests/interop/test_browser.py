@@ -148,7 +148,7 @@ async def test_a_page_calls_a_grpc_origin_by_grpc_web(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with Program.start("examples", "grpc_web_page") as example:
             url = await example.until(r"listening on (\S+)\n")
-            page = await trio.to_thread.run_sync(run, *command, f"{url}/")
+            page = await trio.to_thread.run_sync(lambda: run(*command, f"{url}/"))
             assert await example.ends(signal.SIGINT) == 0
     match = re.search(r'<pre id="told">(.*?)</pre>', page.decode(), re.DOTALL)
     assert match is not None, page

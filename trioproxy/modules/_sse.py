@@ -80,10 +80,8 @@ class Event:
         return "".join([*lines, "\n"]).encode()
 
 
-#: What a filter makes of an event: one event, none, or several.
-Filtered = Event | Iterable[Event] | None
-#: A filter of events, ``def`` or ``async def``.
-EventFilter = Callable[["Session", Event], Filtered | Awaitable[Filtered]]
+#: A filter of events, ``def`` or ``async def``; what is awaited is the same as what is returned.
+EventFilter = Callable[["Session", Event], Event | Iterable[Event] | Awaitable[Any] | None]
 
 
 @attrs.frozen
@@ -102,15 +100,14 @@ class Parsed:
 class EventParser:
     """Parses a stream of events, fed with any pieces of it."""
 
-    __slots__ = ("_block", "_first", "_limit", "_parts", "_size", "_skip_lf")
+    __slots__ = ("_block", "_first", "_limit", "_line", "_skip_lf")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        #: The lines of the event that is under way, and the pieces of the line that is.
-        self._block: list[bytes] = []
-        self._parts: list[bytes] = []
-        #: Bytes of both.
-        self._size = 0
+        #: The whole lines of the event that is under way, and the line that is. Bytes, as lists of
+        #: many small pieces would take many times their size.
+        self._block = bytearray()
+        self._line = bytearray()
         #: Whether a CR ended the last line, so that an LF that follows belongs to it.
         self._skip_lf = False
         self._first = True
@@ -123,48 +120,43 @@ class EventParser:
         """
         if self._skip_lf and data:
             self._skip_lf = False
-            if data[:1] == b"\n":
-                data = data[1:]
+            data = data.removeprefix(b"\n")
         if not data:
             return []
-        self._skip_lf = data[-1:] == b"\r"
+        self._skip_lf = data.endswith(b"\r")
         *lines, rest = _LINE_END.split(data)
         out: list[Parsed | bytes] = []
         for line in lines:
-            if self._parts:
-                self._parts.append(line)
-                line = b"".join(self._parts)  # with what came of it before
-                self._size -= len(line) - len(self._parts[-1])
-                self._parts = []
-            self._line(line, out)
-        if rest:
-            self._parts.append(rest)
-            self._count(len(rest))
+            if self._line:
+                self._line += line
+                self._take(bytes(self._line), out)
+                self._line.clear()
+            else:
+                self._take(line, out)
+        self._line += rest
+        self._check(len(self._line))
         return out
 
-    def _line(self, line: bytes, out: list[Parsed | bytes]) -> None:
+    def _take(self, line: bytes, out: list[Parsed | bytes]) -> None:
         if self._first:
             self._first = False
             line = line.removeprefix(_BOM)
-        if line[:1] == b":":
-            self._count(len(line))
-            self._size -= len(line)
+        self._check(len(line))
+        if line.startswith(b":"):
             out.append(line + b"\n")
         elif line:
-            self._block.append(line)
-            self._count(len(line))
+            self._block += line + b"\n"
         elif self._block:
-            block, self._block, self._size = self._block, [], 0
-            raw = b"\n".join([*block, b"", b""])
-            event = parse_event(block)
+            raw = bytes(self._block) + b"\n"
+            self._block.clear()
+            event = parse_event(raw.split(b"\n")[:-2])
             # Without data there is no event, but the client may be told an id or a time.
             out.append(raw if event is None else Parsed(event, raw))
         else:
             out.append(b"\n")
 
-    def _count(self, size: int) -> None:
-        self._size += size
-        if self._size > self._limit:
+    def _check(self, size: int) -> None:
+        if len(self._block) + size > self._limit:
             raise ValueError(f"an event has more than {self._limit} bytes")
 
 
@@ -314,10 +306,16 @@ class SseFilter(HttpModuleBuilder):
         client asked, which is yours to change in `upstream_request_filter`.
     """
 
-    apply: EventFilter | None = attrs.field(default=None, validator=_a_filter)
-    factory: Callable[[Session], EventFilter] | None = attrs.field(
-        default=None, kw_only=True, validator=_a_filter
+    # `EventFilter`, spelt out for the reference.
+    apply: Callable[[Session, Event], Event | Iterable[Event] | Awaitable[Any] | None] | None = (
+        attrs.field(default=None, validator=_a_filter)
     )
+    factory: (
+        Callable[
+            [Session], Callable[[Session, Event], Event | Iterable[Event] | Awaitable[Any] | None]
+        ]
+        | None
+    ) = attrs.field(default=None, kw_only=True, validator=_a_filter)
     max_event_bytes: int = attrs.field(default=65536, kw_only=True, validator=_a_size)
     ask_identity: bool = attrs.field(default=True, kw_only=True, validator=_a_flag)
 
