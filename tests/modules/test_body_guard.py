@@ -85,6 +85,7 @@ def test_the_closest_type_says_the_size(kind: str | None, limit: int | None) -> 
         ("PUT", [length(3)], b"abc", 415, "content without one Content-Type"),
         ("PUT", [("content-type", "text/plain")], b"abc", 415, "type that is not"),
         ("PUT", [length(3), JSON, JSON], b"abc", 415, "content without one Content-Type"),
+        ("PUT", [JSON, JSON], b"abc", 415, "content without one Content-Type"),
         ("POST", [length(0)], None, 400, "POST without content"),
         ("DELETE", [length(1), JSON], b"x", 400, "DELETE with content"),
     ],

@@ -148,7 +148,15 @@ def test_a_comment_inside_an_event_does_not_wait_for_it() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize(
-    "stream", [b"data: 0123456789", b": 012345678901234", b"data: 1\ndata: 2\nid", b"a\nb\nc\n" * 9]
+    "stream",
+    [
+        b"data: 0123456789",
+        b"data: 0123456789\n\n",
+        b": 012345678901234",
+        b": 012345678901234\n",
+        b"data: 1\ndata: 2\nid",
+        b"a\nb\nc\n" * 9,
+    ],
 )
 def test_an_event_has_a_bound(stream: bytes, size: int) -> None:
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
@@ -416,6 +424,25 @@ async def test_head_tells_of_no_length_either(autojump_clock: MockClock) -> None
         await exchange.message()
         await exchange.send_head(200, [*STREAM, ("content-length", "9")], end=True)
 
-    async with open_matrix(Modular(builders=[SseFilter(keep)]), origin, PLAIN_H1) as gateway:
+    async def logging(session: Session, *_: Any) -> None:
+        stream = session.downstream_modules_ctx.get(EventStream)
+        assert stream is not None
+        assert not stream.active
+
+    proxy = Modular(builders=[SseFilter(keep)], hooks={"logging": logging})
+    async with open_matrix(proxy, origin, PLAIN_H1) as gateway:
         response = await gateway.exchange("HEAD")
     assert (response.status, response.get("content-length")) == (200, None)
+
+
+async def test_an_informational_head_is_not_the_streams(autojump_clock: MockClock) -> None:
+    async def origin(exchange: Exchange) -> None:
+        await exchange.message()
+        await exchange.send_head(103, STREAM)
+        await exchange.respond(200, [("content-type", "text/plain")], b"data: a\n\nrest")
+
+    def refuse(session: Session, event: Event) -> Event:
+        raise AssertionError("not reached")
+
+    async with open_matrix(Modular(builders=[SseFilter(refuse)]), origin, PLAIN_H1) as gateway:
+        assert (await gateway.exchange()).body == b"data: a\n\nrest"

@@ -73,7 +73,7 @@ class Event:
         if self.event not in ("message", ""):
             lines.append(f"event: {self.event}\n")
         if self.id is not None:
-            lines.append(f"id: {self.id}\n" if self.id else "id\n")
+            lines.append(f"id: {self.id}\n")
         if self.retry is not None:
             lines.append(f"retry: {self.retry}\n")
         lines += [f"data: {line}\n" for line in _LINE_END_TEXT.split(self.data)]
