@@ -53,6 +53,7 @@ CERTIFICATES = {"tls_gateway": ("one.test", "two.test"), "mtls": ("localhost", "
 #: The examples whose origin is not that of all others.
 ORIGINS = {
     "grpc_router": serve_grpc,
+    "grpc_web_page": serve_grpc,
     "caching_gateway": serve_cacheable,
     "image_origin": serve_cacheable,
     "per_user_key": serve_cacheable,

@@ -13,6 +13,9 @@ data: two
 
 id: 3
 data: three
+
+This is what a body filter of one's own looks like; it knows LF alone. The module of sse_filter knows
+all that an event may look like.
 """
 
 from __future__ import annotations

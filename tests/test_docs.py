@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
@@ -29,6 +30,7 @@ from trioproxy import (
     ServerConf,
     TlsSettings,
     cache,
+    modules,
 )
 from trioproxy.cache import (
     CacheKey,
@@ -153,22 +155,29 @@ def test_the_reference_has_every_public_name() -> None:
     assert public | {"__version__"} <= documented
 
 
-def test_the_reference_has_every_name_of_the_cache() -> None:
-    text = read("docs/reference.rst")
-    documented = re.findall(
-        r"^\.\. (?:auto\w+|py:data):: trioproxy\.cache\.(\w+)", text, re.MULTILINE
-    )
-    public = [
+def offered(package: ModuleType) -> list[str]:
+    """Return the public names of a sub-package."""
+    return sorted(
         name
-        for name, value in vars(cache).items()
-        if not name.startswith("_") and name != "annotations" and not inspect.ismodule(value)
-    ]
-    assert sorted(documented) == sorted(public)
+        for name, value in vars(package).items()
+        if name[0] != "_" and name != "annotations" and not inspect.ismodule(value)
+    )
 
 
-@pytest.mark.parametrize("name", sorted(name for name in vars(cache) if name[0] != "_"))
-def test_what_the_cache_offers_says_what_it_is(name: str) -> None:
-    value = getattr(cache, name)
+@pytest.mark.parametrize("package", [cache, modules])
+def test_the_reference_has_every_name_of_a_sub_package(package: ModuleType) -> None:
+    name = re.escape(package.__name__)
+    pattern = rf"^\.\. (?:auto\w+|py:data):: {name}\.(\w+)"
+    documented = re.findall(pattern, read("docs/reference.rst"), re.MULTILINE)
+    assert sorted(documented) == offered(package)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [(package, name) for package in (cache, modules) for name in offered(package)],
+)
+def test_what_a_sub_package_offers_says_what_it_is(package: ModuleType, name: str) -> None:
+    value = getattr(package, name)
     if not inspect.isclass(value):
         return
     assert value.__doc__

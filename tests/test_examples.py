@@ -15,8 +15,10 @@ import trio
 
 from examples import __main__ as runner
 from examples import (
+    body_guard,
     caching_gateway,
     grpc_router,
+    grpc_web_page,
     h2_to_h1,
     image_origin,
     mtls,
@@ -43,8 +45,11 @@ from examples.retry_backoff import Patient
 from examples.rewrite_body import NumberLines
 from examples.server_sent_events import NumberEvents
 from examples.slow_client_guard import CONF, MOST, Guard
+from examples.sse_filter import FilterEvents
 from examples.websocket_gateway import WebSockets
+from tests._support.grpc_web import BINARY, TEXT, asked, decoded
 from tests._support.h2_wire import H2Message, H2Peer, H2Wire
+from tests._support.recording import Wire
 from tests._support.tls_wire import TlsWire
 from tests.server._network import (
     Program,
@@ -64,12 +69,14 @@ pytestmark = pytest.mark.socket
 NAMES = [
     "add_header",
     "answer_early",
+    "body_guard",
     "caching_gateway",
     "composition",
     "connect_proxy",
     "context_access_log",
     "failover",
     "grpc_router",
+    "grpc_web_page",
     "h2_to_h1",
     "image_origin",
     "inside_trio_app",
@@ -80,6 +87,7 @@ NAMES = [
     "rewrite_body",
     "server_sent_events",
     "slow_client_guard",
+    "sse_filter",
     "stale_on_error",
     "tls_gateway",
     "websocket_gateway",
@@ -704,12 +712,14 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "expected_field", "expected_output"),
     [
+        ("body_guard", "Server: origin", "$ curl -i http://127.0.0.1:"),
         ("caching_gateway", "Cache-Tag: hello", "/hello: disabled (OriginNotCache)\n"),
         ("connect_proxy", "x-tunnel: 200", "$ curl -i http://127.0.0.1:"),
         ("context_access_log", "x-request-id: 1", "GET /hello -> 200"),
         ("failover", "x-attempts: 2", "$ curl -i http://127.0.0.1:"),
         ("h2_to_h1", "x-versions: HTTP/1.1 from the client, HTTP/1.1 to the origin", "$ curl -i "),
         ("inside_trio_app", "Server: origin", "the program goes on without it\n"),
+        ("sse_filter", "Server: origin", "$ curl -N http://127.0.0.1:"),
     ],
 )
 async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
@@ -730,6 +740,7 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
     ("name", "scheme", "shown"),
     [
         ("grpc_router", "http", r"'te: trailers' http://127.0.0.1:\d+/demo.Echo/Say"),
+        ("grpc_web_page", "http", r"grpc-web' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("image_origin", "http", r"-r 1000-1999 'http://127.0.0.1:\d+/photo.png"),
         ("mtls", "https", r"curl -i --cacert /\S+/ca.pem --cert /\S+.pem https://127.0.0.1:\d+/"),
         ("tls_gateway", "https", r"--cacert /\S+/ca.pem --connect-to ::127.0.0.1:\d+ https://two"),
@@ -755,6 +766,56 @@ async def test_server_sent_events_are_numbered_one_by_one() -> None:
         await stream.send_all(get("/events"))
         await receive_until(stream, b"id: 1\ndata: one\n\n")
         await receive_until(stream, b"id: 3\ndata: three\n\n")
+
+
+async def test_sse_filter_keeps_some_back_and_numbers_the_rest() -> None:
+    async with (
+        the_origin() as peer,
+        serving(FilterEvents(peer)) as running,
+        await connect(running.urls[0]) as stream,
+    ):
+        await stream.send_all(get("/events"))
+        shown = await receive_until(stream, b"id: 1\ndata: one\n\n")
+        shown += await receive_until(stream, b"id: 2\ndata: three\n\n")
+        assert b"two" not in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "size", "status"),
+    [
+        ("/", "application/json", 65536, 200),
+        ("/", "application/json", 65537, 413),
+        ("/", "image/png", 65537, 200),
+        ("/import", "application/json", 65537, 200),
+        ("/", "text/plain", 1, 415),
+        ("/", "application/json", 0, 400),
+    ],
+)
+async def test_body_guard_takes_json_and_images_up_to_a_size(
+    target: str, kind: str, size: int, status: int
+) -> None:
+    async with the_origin() as peer, serving(body_guard.Guarded(peer)) as running:
+        fields = (f"Content-Type: {kind}", f"Content-Length: {size}")
+        request = get(target, *fields, method="POST") + bytes(size)
+        assert (await ask(running.urls[0], request)).status == status
+
+
+@pytest.mark.parametrize("kind", [BINARY, TEXT])
+async def test_grpc_web_page_lets_the_page_call_the_origin(kind: str) -> None:
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            page = grpc_web_page.gateway(await nursery.start(serve_grpc, "127.0.0.1:0"))
+            async with serving(page) as running:
+                shown = await ask(running.urls[0], get("/"))
+                assert shown.body == grpc_web_page.PAGE
+                content = asked(kind, b"hello")
+                fields = (f"Content-Type: {kind}", f"Content-Length: {len(content)}")
+                request = get("/demo.Echo/Say", *fields, method="POST") + content
+                async with await connect(running.urls[0]) as stream:
+                    await stream.send_all(request)
+                    response = await Wire(trio.StapledStream(stream, stream)).message()
+                assert decoded(response) == ([b"hello"], {"grpc-status": "0"})
+            nursery.cancel_scope.cancel()
 
 
 async def test_the_guard_takes_whole_requests_of_a_bounded_size() -> None:

@@ -7,17 +7,20 @@ import http
 import json
 import queue
 import re
+import signal
 import subprocess
 import threading
 import urllib.parse
 from pathlib import Path
 
 import pytest
+import trio
 import websockets.sync.server
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from tests.interop._programs import PATIENCE, Certificate, origin, program, reverse, run
+from tests.server._network import Program
 
 Connection = websockets.sync.server.ServerConnection
 
@@ -138,3 +141,20 @@ def test_a_websocket_of_a_page_goes_over_http2(tmp_path: Path) -> None:
     thread.join()
     assert found == {"sizes": [1, 1000, 300000], "protocol": "chat", "closed": [4001, "bye", True]}
     assert via == ["2 trioproxy"]
+
+
+async def test_a_page_calls_a_grpc_origin_by_grpc_web(tmp_path: Path) -> None:
+    command = chromium(tmp_path, "--virtual-time-budget=10000", "--dump-dom")
+    with trio.fail_after(PATIENCE):
+        async with Program.start("examples", "grpc_web_page") as example:
+            url = await example.until(r"listening on (\S+)\n")
+            page = await trio.to_thread.run_sync(lambda: run(*command, f"{url}/"))
+            assert await example.ends(signal.SIGINT) == 0
+    match = re.search(r'<pre id="told">(.*?)</pre>', page.decode(), re.DOTALL)
+    assert match is not None, page
+    assert match[1].splitlines() == [
+        "message: hello",
+        "binary, status: 0",
+        "message: hello",
+        "text, status: 0",
+    ]

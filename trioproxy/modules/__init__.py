@@ -10,3 +10,10 @@ from ._abc import HttpModule as HttpModule
 from ._abc import HttpModuleBuilder as HttpModuleBuilder
 from ._abc import HttpModules as HttpModules
 from ._abc import ModulesCtx as ModulesCtx
+from ._body_guard import BodyGuard as BodyGuard
+from ._body_guard import GuardedBodies as GuardedBodies
+from ._grpc_web import GrpcWeb as GrpcWeb
+from ._grpc_web import GrpcWebBridge as GrpcWebBridge
+from ._sse import Event as Event
+from ._sse import EventStream as EventStream
+from ._sse import SseFilter as SseFilter
