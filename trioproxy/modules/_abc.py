@@ -110,7 +110,7 @@ class HttpModule:
 class HttpModuleBuilder(ABC):
     """Makes the instances of a module, one per request (Pingora's ``HttpModuleBuilder``)."""
 
-    #: Where the module stands in the row: higher comes first.
+    #: Where the module stands in the row, higher ones first.
     order: int = 0
     #: Whether an instance is made only when `ModulesCtx.get` asks for it.
     on_demand: bool = False
