@@ -79,7 +79,7 @@ class ListenSocket(Acceptor):
     """One listening socket.
 
     Attributes:
-      url: ``http://host:port`` with the real port, or ``http+unix:PATH``.
+      url: ``SCHEME://host:port`` with the real port, or ``SCHEME+unix:PATH``.
     """
 
     _sock: socket.socket
@@ -178,19 +178,18 @@ def _remove_stale(path: str) -> None:
             return
 
 
-async def open_listeners(listener: Listener, *, secure: bool = False) -> list[ListenSocket]:
+async def open_listeners(listener: Listener, *, scheme: str = "http") -> list[ListenSocket]:
     """Open the sockets for one bind; a host name may have several addresses.
 
     Port 0 gives one port for all of them.
 
     Args:
       listener: The bind.
-      secure: Whether TLS is spoken there, for the URL.
+      scheme: What is spoken there, for the URL.
 
     Raises:
       OSError: it cannot be bound.
     """
-    scheme = "https" if secure else "http"
     if listener.path is not None:
         path = listener.path
         _remove_stale(path)
