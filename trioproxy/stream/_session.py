@@ -114,9 +114,9 @@ class StreamSession:
         Raises:
           ProxyError: ReadTimedout, it did not come in time.
         """
-        self._check_ahead()
         if self._hello is not None:
             return self._hello
+        self._check_ahead()
         reader = HelloReader()
         with self._patience(timeout):
             while True:
