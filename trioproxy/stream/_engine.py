@@ -126,8 +126,9 @@ class StreamEngine:
                 session.error = error_of(exc, session._phase)
                 left = upload.departure is not None
             if left and session.error is None:
-                error = ProxyError.explain(ErrorType.ConnectionClosed, "the client left")
-                error.cause = error.__cause__ = upload.departure
+                assert upload.departure is not None  # nobody else cancels the session's scope
+                cause = upload.departure.root_cause()
+                error = ProxyError.because(ErrorType.ConnectionClosed, "the client left", cause)
                 session.error = self._failed(session, ctx, error.into_down())
             over = True
         finally:
