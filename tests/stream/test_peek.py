@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -308,7 +309,10 @@ async def test_it_is_read_once_for_all_attempts(autojump_clock: MockClock) -> No
         e.set_retry(True)
         return e
 
-    hooks = {"upstream_peer": upstream_peer, "fail_to_connect": again}
+    hooks: dict[str, Callable[..., Any]] = {
+        "upstream_peer": upstream_peer,
+        "fail_to_connect": again,
+    }
     outcomes = {UPSTREAM.name: ErrorType.ConnectRefused}
     async with open_streams(Recorder(hooks=hooks), outcomes) as streams:
         await send(streams.connect(), HELLO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -706,3 +707,63 @@ async def test_logging_that_fails_is_told_and_nothing_else(
 async def test_it_has_a_url_of_its_own(autojump_clock: MockClock) -> None:
     async with open_streams(Least()) as streams:
         assert streams.running.urls == ("tcp://proxy.test",)
+
+
+# -- the access log --------------------------------------------------------------------------------
+
+
+async def refuse(_session: StreamSession, _ctx: Ctx) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("hooks", "refused", "status"),
+    [
+        ({}, False, 200),
+        ({"accept_filter": refuse}, False, 403),
+        ({"accept_filter": fails(ProxyError.status(429))}, False, 429),
+        ({"upstream_peer": fails(KeyError())}, False, 500),
+        ({}, True, 502),
+    ],
+)
+async def test_a_stream_is_recorded_as_it_ended(
+    hooks: dict[str, Callable[..., Any]],
+    refused: bool,
+    status: int,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: MockClock,
+) -> None:
+    caplog.set_level(logging.INFO, "trioproxy.access")
+    outcomes = {UPSTREAM.name: ErrorType.ConnectRefused} if refused else {}
+    conf = ServerConf(access_log="json")
+    async with open_streams(Recorder(hooks=hooks), outcomes, conf=conf) as streams:
+        client = streams.connect()
+        if status == 200:
+            upstream = await streams.upstream()
+            await send_and_end(client, b"abc")
+            await receive_all(upstream)
+            await trio.sleep(2.5)
+            await send_and_end(upstream, b"defgh")
+            await receive_all(client)
+        await streams.ended()
+    (line,) = [each.getMessage() for each in caplog.records if each.name == "trioproxy.access"]
+    record = json.loads(line)
+    assert record["status"] == status
+    assert record["client"] == "198.51.100.1:50001"
+    assert record["protocol"] == "tcp"
+    assert (record["error"] is None) == (status in (200, 403))
+    if status == 200:
+        assert (record["bytes_sent"], record["bytes_received"]) == (5, 3)
+        assert record["duration"] == 2.5
+        assert record["upstream"] == "upstream.test:7000"
+
+
+async def test_a_client_that_broke_off_is_recorded_as_400(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    caplog.set_level(logging.INFO, "trioproxy.access")
+    async with open_streams(Least(), conf=ServerConf(access_log="common")) as streams:
+        client, _ = await streams.joined()
+        client.reset()
+        await streams.ended()
+    assert '"STREAM upstream.test:7000 tcp" 400 -' in caplog.text

@@ -79,7 +79,8 @@ class ListenSocket(Acceptor):
     """One listening socket.
 
     Attributes:
-      url: ``SCHEME://host:port`` with the real port, or ``SCHEME+unix:PATH``.
+      url: ``SCHEME://host:port`` with the real port, or ``SCHEME+unix:PATH``; ``unix:PATH`` for
+        what is no more than bytes.
     """
 
     _sock: socket.socket
@@ -194,7 +195,8 @@ async def open_listeners(listener: Listener, *, scheme: str = "http") -> list[Li
         path = listener.path
         _remove_stale(path)
         sock = _bind(socket.AF_UNIX, path)
-        return [ListenSocket(sock, f"{scheme}+unix:{path}", path, os.stat(path).st_ino)]
+        url = f"unix:{path}" if scheme == "tcp" else f"{scheme}+unix:{path}"
+        return [ListenSocket(sock, url, path, os.stat(path).st_ino)]
     try:
         found = await trio.to_thread.run_sync(
             lambda: socket.getaddrinfo(
