@@ -1,6 +1,6 @@
 """The trait of a proxy below HTTP: every phase of a stream as a callback, in running order.
 
-Subclass `ProxyStream` and override what you need. Only `new_ctx` and `upstream_peer` must be. A
+Subclass `ProxyStream` and override what you need. Only ``new_ctx`` and ``upstream_peer`` must be. A
 callback that is not overridden is never called.
 
 The two data filters of a session run in two tasks: a slow upload filter never stalls the download.
@@ -49,7 +49,7 @@ class ProxyStream(ABC, Generic[CtxT]):
     """A proxy for streams of bytes: one object whose callbacks see every connection.
 
     It is served as a `ProxyHttp` is, by `trioproxy.serve`, `trioproxy.run` and ``trioproxy run``.
-    ``CtxT`` is the type of the context that `new_ctx` makes for each connection and that every
+    ``CtxT`` is the type of the context that ``new_ctx`` makes for each connection and that every
     other callback gets.
     """
 
@@ -91,7 +91,7 @@ class ProxyStream(ABC, Generic[CtxT]):
     ) -> ProxyError:
         """Look at a failure to connect, and mark it for another attempt.
 
-        When: once per attempt that got no connection. ``e.set_retry(True)`` has `upstream_peer`
+        When: once per attempt that got no connection. ``e.set_retry(True)`` has ``upstream_peer``
         called again, up to ``ServerConf.max_attempts`` in all: nothing was sent. It may not fail:
         an exception is logged and ``e`` stands. Default: the error as it is.
         """
@@ -123,7 +123,7 @@ class ProxyStream(ABC, Generic[CtxT]):
     ) -> float | Awaitable[float | None] | None:
         """Rewrite bytes of the upstream on their way to the client: set ``chunk.data``.
 
-        When: as `downstream_data_filter`, in the other direction. Default: None.
+        When: as ``downstream_data_filter``, in the other direction. Default: None.
         """
         return None
 

@@ -14,7 +14,7 @@ class StreamRecord:
       protocol: How the client came: ``tcp``, ``tls`` or ``unix``.
       server_name: The name that its ClientHello asked for, where one was read, or None.
       status: How it ended, in the numbers that nginx has for streams: 200, all was passed on; 400,
-        the client broke it off; 403, `accept_filter` dropped it; 500, an error in the proxy; 502,
+        the client broke it off; 403, ``accept_filter`` dropped it; 500, an error in the proxy; 502,
         the upstream failed; 503, too many sessions.
       bytes_sent: Bytes to the client.
       bytes_received: Bytes from the client.

@@ -77,7 +77,7 @@ class StreamSession:
     ) -> bytes:
         """Return the client's first bytes, and consume nothing.
 
-        Until `connected_to_upstream` has returned; the same bytes may be looked at again and again.
+        Until ``connected_to_upstream`` has returned; the same bytes may be looked at again and again.
         Where the upstream is the one to speak first, this waits in vain.
 
         Args:
@@ -106,7 +106,7 @@ class StreamSession:
         """Return what a TLS client asks for, and consume nothing: its TLS may end elsewhere.
 
         None where it is not TLS, malformed, or its ClientHello is larger than 64 KiB. Where the
-        listener itself ends TLS, `digest` has the name.
+        listener itself ends TLS, ``digest`` has the name.
 
         Args:
           timeout: Seconds to wait for all of it; None takes ``ServerConf.header_timeout``.
