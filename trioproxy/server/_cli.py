@@ -154,7 +154,8 @@ def load(text: str) -> Proxy:
             f"{text!r} gives a {type(found).__name__}: a ProxyHttp or ProxyStream object, class or "
             "factory is right"
         )
-    return found
+    proxy: Proxy = found
+    return proxy
 
 
 def _module(name: str, text: str) -> object:
