@@ -37,7 +37,17 @@ NAMES = [
     "backoff",
     "__version__",
 ]
-SUB_PACKAGES = {"cache", "modules", "testing", "balance", "limits", "metrics", "server", "peers"}
+SUB_PACKAGES = {
+    "cache",
+    "modules",
+    "testing",
+    "balance",
+    "limits",
+    "metrics",
+    "server",
+    "peers",
+    "stream",
+}
 DOCUMENTED = [name for name in NAMES if name != "__version__"]
 
 

@@ -36,18 +36,20 @@ Entry = TlsSettings | ssl.SSLContext
 class TlsAcceptor:
     """Turns accepted connections into TLS ones."""
 
-    def __init__(self, settings: TlsSettings, alpn: Sequence[str]) -> None:
+    def __init__(self, settings: TlsSettings, alpn: Sequence[str] | None) -> None:
         """Read the certificates.
 
         Args:
           settings: What is offered.
           alpn: What the listener speaks, of ``h2`` and ``http/1.1``; the settings say what is best.
+            None where it is not HTTP: then a protocol is agreed on only if a context of the user's
+            own has one.
 
         Raises:
           ValueError: the settings cannot be used: it names the field, the value and the fix.
         """
         self.settings = settings
-        self._alpn = tuple(alpn)
+        self._alpn = None if alpn is None else tuple(alpn)
         self._exact = {name: entry for name, entry in settings.sni if name[0] != "*"}
         # By what is behind the star, the dot included.
         self._wild = {name[1:]: entry for name, entry in settings.sni if name[0] == "*"}
@@ -117,7 +119,9 @@ class TlsAcceptor:
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeTimedout, f"no TLS handshake within {timeout:g} s"
             )
-        if (stream.alpn or "http/1.1") not in self._alpn:  # a context of the user's own allows it
+        spoken = self._alpn
+        # A context of the user's own may allow others.
+        if spoken is not None and (stream.alpn or "http/1.1") not in spoken:
             stream.close_now()
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeFailure,
@@ -221,11 +225,12 @@ class TlsAcceptor:
     # -- protocols -------------------------------------------------------------------------------
 
     def _protocols(self, entry: TlsSettings) -> tuple[str, ...]:
-        return tuple(each for each in entry.alpn if each in self._alpn)
+        spoken = self._alpn
+        return () if spoken is None else tuple(each for each in entry.alpn if each in spoken)
 
     async def _check_protocols(self, inner: ByteStream, entry: Entry, hello: ClientHello) -> None:
         """Refuse a client with which no protocol is left: HTTP/1.1 needs no ALPN, HTTP/2 does."""
-        if isinstance(entry, ssl.SSLContext):
+        if isinstance(entry, ssl.SSLContext) or self._alpn is None:
             return
         ours = self._protocols(entry)
         if "http/1.1" in ours or any(each.encode() in hello.alpn for each in ours):
