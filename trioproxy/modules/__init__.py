@@ -17,3 +17,17 @@ from ._grpc_web import GrpcWebBridge as GrpcWebBridge
 from ._sse import Event as Event
 from ._sse import EventStream as EventStream
 from ._sse import SseFilter as SseFilter
+from ._api_key import ApiKeyAuth as ApiKeyAuth
+from ._api_key import ApiKeyAuthModule as ApiKeyAuthModule
+from ._basic_auth import BasicAuth as BasicAuth
+from ._basic_auth import BasicAuthModule as BasicAuthModule
+from ._basic_auth import hash_password as hash_password
+from ._cors import Cors as Cors
+from ._forwarding import Forwarding as Forwarding
+from ._forwarding import ForwardingFields as ForwardingFields
+from ._jwks import Jwks as Jwks
+from ._jwt import BearerJwt as BearerJwt
+from ._jwt import BearerJwtModule as BearerJwtModule
+from ._request_id import RequestId as RequestId
+from ._request_id import RequestIdModule as RequestIdModule
+from ._security_headers import SecurityHeaders as SecurityHeaders

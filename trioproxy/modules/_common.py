@@ -68,9 +68,7 @@ def field_name(_instance: object, attribute: attrs.Attribute[Any], value: object
         raise ValueError(f"{attribute.name}={value!r}: the name of a field (a token) is right")
 
 
-def optional_field_name(
-    instance: object, attribute: attrs.Attribute[Any], value: object
-) -> None:
+def optional_field_name(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Refuse what is neither a field name nor None."""
     if value is not None:
         field_name(instance, attribute, value)
@@ -88,9 +86,7 @@ def field_value(_instance: object, attribute: attrs.Attribute[Any], value: objec
         raise ValueError(f"{attribute.name}={value!r}: one line of ASCII text is right")
 
 
-def optional_field_value(
-    instance: object, attribute: attrs.Attribute[Any], value: object
-) -> None:
+def optional_field_value(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Refuse what is neither a field's value nor None."""
     if value is not None:
         field_value(instance, attribute, value)
@@ -155,13 +151,26 @@ async def settled(value: T | Awaitable[T]) -> T:
 # -- the request ---------------------------------------------------------------------------------
 
 
-def applies(choose: Applies | None, session: Session) -> bool:
-    """Tell whether a module is to act on a request.
+def exempt(
+    choose: Applies | None, session: Session, request: RequestHeader, *vouched: str | None
+) -> bool:
+    """Tell whether a request passes without credentials.
 
-    A request that the proxy makes of itself was made out of one that went through the modules: what
-    they check was checked, what they rewrite was rewritten.
+    A request that the proxy makes of itself does, as what it was made of has brought them.
+
+    Args:
+      choose: The user's function, True where credentials are asked for.
+      session: The request's session.
+      request: Its head.
+      vouched: The fields in which the origin is told who asks: what the client sent of them is
+        removed, for the origin believes them.
     """
-    return not session.is_subrequest() and (choose is None or bool(choose(session)))
+    if session.is_subrequest():
+        return True
+    for name in vouched:
+        if name is not None:
+            request.headers.remove(name)
+    return choose is not None and not choose(session)
 
 
 def set_field(request: RequestHeader, name: Text, value: Text) -> None:

@@ -151,12 +151,14 @@ class Cors(HttpModuleBuilder):
         origins = () if callable(self.allow_origins) else self.allow_origins
         if not callable(self.allow_origins) and not origins:
             raise ValueError("allow_origins=(): at least one origin, or a function, is right")
-        patterns = []
+        exact, patterns = [], []
         for each in origins:
             pattern = _PATTERN.fullmatch(each)
             if pattern is not None:
                 scheme, domain, port = map(re.escape, pattern.groups())
                 patterns.append(re.compile(rf"{scheme}://{_LABEL}(?:\.{_LABEL})*\.{domain}{port}"))
+            else:
+                exact.append(each)
             if each in ("*", "null") or (
                 (pattern is not None or _ORIGIN.fullmatch(each)) and not _DEFAULT_PORT.match(each)
             ):
@@ -176,7 +178,7 @@ class Cors(HttpModuleBuilder):
                         f"{name} has {wrong} and allow_credentials is True: with credentials "
                         "everything that is allowed has to be named (Fetch standard)"
                     )
-        object.__setattr__(self, "_exact", frozenset(origins))
+        object.__setattr__(self, "_exact", frozenset(exact))
         object.__setattr__(self, "_patterns", tuple(patterns))
 
     @property

@@ -19,7 +19,7 @@ from ..semantics._forwarded import (
 )
 from ..semantics._forwarding import append_forwarded, append_via, host_of, set_forwarded
 from ._abc import HttpModule, HttpModuleBuilder
-from ._common import TOKEN, flag, whole_number
+from ._common import TOKEN, flag, set_field, whole_number
 
 if TYPE_CHECKING:
     from ..proxy._session import Session
@@ -103,7 +103,7 @@ class Forwarding(HttpModule):
                 headers.set("Forwarded", ", ".join(map(write_element, before)))
             append_forwarded(headers, client=peer, proto=scheme, host=host)
         if options.x_real_ip:
-            headers.set("X-Real-IP", self.client)
+            set_field(request, "X-Real-IP", self.client)
         if options.via is not None:
             append_via(headers, request.version, options.via)
 
@@ -153,9 +153,7 @@ def _is_told(name: bytes) -> bool:
     return name.startswith(_X_FORWARDED) or name in _TOLD
 
 
-def believed(
-    told: Iterable[Element | None], peer: str | None, trusted: Networks
-) -> list[Element]:
+def believed(told: Iterable[Element | None], peer: str | None, trusted: Networks) -> list[Element]:
     """Return the parties from the client to the peer, as far as they are believed.
 
     Args:

@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 
 _YEAR = 31536000
 _REFERRER = frozenset(
-    "no-referrer no-referrer-when-downgrade origin origin-when-cross-origin same-origin "
-    "strict-origin strict-origin-when-cross-origin unsafe-url".split()
+    [
+        "no-referrer",
+        "no-referrer-when-downgrade",
+        "origin",
+        "origin-when-cross-origin",
+        "same-origin",
+        "strict-origin",
+        "strict-origin-when-cross-origin",
+        "unsafe-url",
+    ]
 )
 
 
