@@ -293,7 +293,7 @@ async def test_a_header_that_is_not_taken_is_refused_though_it_is_signed(
 
 
 async def test_a_token_without_a_signature_is_none(autojump_clock: MockClock) -> None:
-    unsigned = jwt.encode(GOOD, None, "none")
+    unsigned = jwt.encode(GOOD, "", "none")
     module = builder()
     assert (await refused(module, unsigned))[0] == 401
     assert (await refused(module, unsigned + "AAAA"))[0] == 401

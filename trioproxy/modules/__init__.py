@@ -28,6 +28,10 @@ from ._forwarding import ForwardingFields as ForwardingFields
 from ._jwks import Jwks as Jwks
 from ._jwt import BearerJwt as BearerJwt
 from ._jwt import BearerJwtModule as BearerJwtModule
+from ._prefix import PathPrefix as PathPrefix
+from ._prefix import PathPrefixModule as PathPrefixModule
 from ._request_id import RequestId as RequestId
 from ._request_id import RequestIdModule as RequestIdModule
+from ._rewrite import RewriteCookies as RewriteCookies
+from ._rewrite import RewriteLocation as RewriteLocation
 from ._security_headers import SecurityHeaders as SecurityHeaders

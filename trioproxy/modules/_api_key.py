@@ -113,15 +113,17 @@ class ApiKeyAuth(HttpModuleBuilder):
     _owners: dict[bytes, str] = attrs.field(init=False, factory=dict, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
+        query: Any = self.query
         places = [self.header, self.query, self.cookie]
         if sum(each is not None for each in places) != 1:
             raise ValueError(
                 f"header={self.header!r}, query={self.query!r}, cookie={self.cookie!r}: one of "
                 "them is right"
             )
-        if self.query is not None and (not isinstance(self.query, str) or not self.query):
+        if query is not None and (not isinstance(query, str) or not query):
             raise ValueError(f"query={self.query!r}: the name of a parameter is right")
-        for name, value in (("cookie", self.cookie), ("scheme", self.scheme)):
+        names: dict[str, Any] = {"cookie": self.cookie, "scheme": self.scheme}
+        for name, value in names.items():
             if value is not None and not (isinstance(value, str) and TOKEN.fullmatch(value)):
                 raise ValueError(f"{name}={value!r}: a name (a token) is right")
         if self.scheme is not None and self.header is None:
@@ -130,7 +132,8 @@ class ApiKeyAuth(HttpModuleBuilder):
             return
         if not self.keys:
             raise ValueError("keys: at least one key, or a function, is right")
-        for owner, key in self.keys:
+        pairs: Any = self.keys
+        for owner, key in pairs:
             # The value is a secret: it is not shown.
             if not isinstance(key, str) or not key or len(key.encode()) > LONGEST:
                 raise ValueError(

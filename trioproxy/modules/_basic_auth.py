@@ -194,9 +194,10 @@ class BasicAuth(HttpModuleBuilder):
     def __attrs_post_init__(self) -> None:
         if callable(self.users):
             return
-        if not isinstance(self.users, tuple) or not self.users:
+        users: Any = self.users
+        if not isinstance(users, tuple) or not users:
             raise ValueError("users: a mapping of names to passwords, or a function, is right")
-        for user, password in self.users:
+        for user, password in users:
             if not isinstance(user, str) or not user or ":" in user or _CONTROLS.search(user):
                 raise ValueError(f"users has {user!r}: a name without ':' is right")
             if not isinstance(password, str) or not password:

@@ -14,6 +14,7 @@ import attrs
 
 from .._headers import Headers, Text
 from .._messages import RequestHeader, ResponseHeader
+from .._networks import Networks
 
 if TYPE_CHECKING:
     from ..proxy._session import Session
@@ -107,6 +108,11 @@ def strings(value: Any) -> Any:
         if not isinstance(each, str):
             raise ValueError(f"{each!r}: text is right")
     return found
+
+
+def networks(value: Iterable[str]) -> Networks:
+    """Return networks given as text."""
+    return Networks.parse(value)
 
 
 def pairs(value: Any) -> Any:

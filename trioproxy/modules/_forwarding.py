@@ -19,7 +19,7 @@ from ..semantics._forwarded import (
 )
 from ..semantics._forwarding import append_forwarded, append_via, host_of, set_forwarded
 from ._abc import HttpModule, HttpModuleBuilder
-from ._common import TOKEN, flag, set_field, whole_number
+from ._common import TOKEN, flag, networks, set_field, whole_number
 
 if TYPE_CHECKING:
     from ..proxy._session import Session
@@ -134,7 +134,7 @@ class ForwardingFields(HttpModuleBuilder):
     order = 800
     module_type = Forwarding
 
-    trusted: Networks = attrs.field(default=(), converter=Networks.parse)
+    trusted: Networks = attrs.field(default=Networks(), converter=networks)
     believe: str = attrs.field(default="x-forwarded-for", validator=_one_of_the_fields)
     x_forwarded: bool = attrs.field(default=True, validator=flag)
     forwarded: bool = attrs.field(default=False, validator=flag)

@@ -215,7 +215,7 @@ class Jwks:
     """
 
     url: str = attrs.field(validator=_url, kw_only=False)
-    peer: HttpPeer = attrs.field(default=None)
+    peer: Any = attrs.field(default=None)
     ttl: float = attrs.field(default=3600.0, validator=seconds)
     min_interval: float = attrs.field(default=30.0, validator=seconds)
     max_stale: float = attrs.field(default=86400.0, validator=seconds)

@@ -209,7 +209,8 @@ class BearerJwt(HttpModuleBuilder):
         for each in self.scopes:
             if not _SCOPE.fullmatch(each):
                 raise ValueError(f"scopes has {each!r}: single words are right")
-        for claim, name in self.forward:
+        told: Any = self.forward
+        for claim, name in told:
             if not isinstance(claim, str) or not claim:
                 raise ValueError(f"forward has {claim!r}: the name of a claim is right")
             field_names(self, attrs.fields(BearerJwt).forward, (name,))

@@ -13,7 +13,7 @@ from .._clock import wall_time
 from .._messages import RequestHeader, ResponseHeader
 from .._networks import Networks
 from ._abc import HttpModule, HttpModuleBuilder
-from ._common import field_name, flag, set_field, whole_number
+from ._common import field_name, flag, networks, set_field, whole_number
 
 if TYPE_CHECKING:
     from ..proxy._session import Session
@@ -84,7 +84,7 @@ class RequestId(HttpModuleBuilder):
     module_type = RequestIdModule
 
     field: str = attrs.field(default="X-Request-Id", validator=field_name)
-    trusted: Networks = attrs.field(default=(), converter=Networks.parse)
+    trusted: Networks = attrs.field(default=Networks(), converter=networks)
     response: bool = attrs.field(default=True, validator=flag)
     make: Callable[[], str] = attrs.field(default=new_id)
     max_length: int = attrs.field(default=128, validator=whole_number(1, "characters"))
