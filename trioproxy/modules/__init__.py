@@ -23,6 +23,8 @@ from ._basic_auth import BasicAuth as BasicAuth
 from ._basic_auth import BasicAuthModule as BasicAuthModule
 from ._basic_auth import hash_password as hash_password
 from ._cors import Cors as Cors
+from ._forward_auth import ForwardAuth as ForwardAuth
+from ._forward_auth import ForwardAuthModule as ForwardAuthModule
 from ._forwarding import Forwarding as Forwarding
 from ._forwarding import ForwardingFields as ForwardingFields
 from ._jwks import Jwks as Jwks

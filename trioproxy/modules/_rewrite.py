@@ -73,6 +73,8 @@ class RewriteLocationModule(HttpModule):
         self, session: Session, response: ResponseHeader, end_of_stream: bool
     ) -> None:
         """Rewrite the fields that hold a URL of the origin."""
+        if session.is_subrequest():  # what it is made for goes through this once more
+            return
         if not _NAMES.isdisjoint([field[0] for field in response.headers.fields]):
             fields = [self._rewritten(session, field) for field in response.headers.fields]
             response.headers.fields = fields
@@ -219,7 +221,7 @@ class RewriteCookiesModule(HttpModule):
     ) -> None:
         """Rewrite the attributes of the cookies that the origin sets."""
         fields = response.headers.fields
-        if not any(field[0] == b"set-cookie" for field in fields):
+        if session.is_subrequest() or not any(field[0] == b"set-cookie" for field in fields):
             return
         mapping = _mapping(session)
         response.headers.fields = [
