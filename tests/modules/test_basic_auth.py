@@ -114,6 +114,15 @@ async def test_ways_to_type_a_name_are_one(autojump_clock: MockClock) -> None:
         assert (await world.exchange(fields=basic("bj\xf6rn", "a\u030a"))).status == 200
 
 
+async def test_no_other_spelling_of_the_name_s_field_goes_on(autojump_clock: MockClock) -> None:
+    module = BasicAuth(users=USERS, realm="r", user_field="X-User")
+    async with open_modules(PLAIN, module) as world:
+        fields = [("X_User", "root"), ("x_USER", "root"), *basic("ann", "open: sesame")]
+        assert (await world.exchange(fields=fields)).status == 200
+    told = [pair for pair in world.last().fields if b"user" in pair[0]]
+    assert told == [(b"x-user", b"ann")]
+
+
 @pytest.mark.parametrize("kind", ["def", "async def"])
 async def test_a_function_tells(kind: str, autojump_clock: MockClock) -> None:
     def check(user: str, password: str) -> bool:

@@ -175,14 +175,31 @@ def exempt(
         return True
     for name in vouched:
         if name is not None:
-            request.headers.remove(name)
+            remove_field(request, name)
     return choose is not None and not choose(session)
 
 
+def remove_field(request: RequestHeader, name: Text) -> None:
+    """Remove a request field, and those that many origins take for it: with "_" for "-"."""
+    lower = _lower(name)
+    headers = request.headers
+    headers.fields = [field for field in headers.fields if field[0].replace(b"_", b"-") != lower]
+
+
 def set_field(request: RequestHeader, name: Text, value: Text) -> None:
-    """Set a request field that the origin relies on: Connection cannot take it away again."""
-    request.headers.set(name, value)
+    """Set a request field that the origin relies on.
+
+    Nothing that the client sends can take its place, nor can Connection take it away again.
+    """
+    remove_field(request, name)
+    request.headers.add(name, value)
     keep_field(request, name)
+
+
+def _lower(name: Text) -> bytes:
+    """Return how a field is looked up here: in lower case, with "-" for "_"."""
+    raw = name.encode("ascii") if isinstance(name, str) else name
+    return raw.lower().replace(b"_", b"-")
 
 
 def keep_field(request: RequestHeader, name: Text) -> None:
