@@ -110,9 +110,9 @@ class Forwarding(HttpModule):
 
 @attrs.frozen(kw_only=True)
 class ForwardingFields(HttpModuleBuilder):
-    """Finds out who asks, and tells the origin in X-Forwarded-*, Forwarded (RFC 7239) and Via.
+    """Finds out who asks, and tells the origin in ``X-Forwarded-*``, Forwarded (RFC 7239) and Via.
 
-    What a client says of itself is not believed: its X-Forwarded-* fields, Forwarded and X-Real-IP
+    What a client says of itself is not believed: its ``X-Forwarded-*`` fields, Forwarded and X-Real-IP
     are dropped. Where the client is a trusted proxy, its list of addresses is walked from the
     right, as long as the proxy that wrote an entry is trusted; who stands there is the client. What
     lies further left is what that client said of itself, and is dropped as well. Where a trusted

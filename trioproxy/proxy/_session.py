@@ -508,7 +508,7 @@ class Session:
           max_bytes: Bytes of content that the answer may have; they are held in memory.
 
         Returns:
-          The answer: ``head`` and ``body``.
+          What was answered, as ``head`` and ``body``.
 
         Raises:
           ProxyError: there is no such answer; its source is upstream.
