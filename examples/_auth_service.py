@@ -46,4 +46,4 @@ async def serve(
 
 
 if __name__ == "__main__":
-    trio.run(serve, *sys.argv[1:])
+    trio.run(lambda: serve(*sys.argv[1:]))

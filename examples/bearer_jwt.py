@@ -35,7 +35,7 @@ from trioproxy.modules import BearerJwt, HttpModules, Jwks
 class Tokens(trioproxy.ProxyHttp[None]):
     peer: HttpPeer
     # The key, or where the keys of an issuer are: Jwks("https://issuer.example/jwks.json").
-    keys: dict[str, str] | Jwks
+    keys: dict[str, str | list[str]] | Jwks
     algorithms: tuple[str, ...] = ("HS256",)
 
     def init_downstream_modules(self, modules: HttpModules) -> None:
@@ -57,7 +57,7 @@ class Tokens(trioproxy.ProxyHttp[None]):
         return self.peer
 
 
-def a_token(key: dict[str, str], **claims: Any) -> str:
+def a_token(key: dict[str, str | list[str]], **claims: Any) -> str:
     """Return what an issuer would make."""
     from joserfc import jwk, jwt
 
@@ -66,7 +66,7 @@ def a_token(key: dict[str, str], **claims: Any) -> str:
 
 
 def main(origin: str = "http://127.0.0.1:9000", bind: str = "127.0.0.1:8080") -> None:
-    key = {"kty": "oct", "k": secrets.token_urlsafe(32)}
+    key: dict[str, str | list[str]] = {"kty": "oct", "k": secrets.token_urlsafe(32)}
     proxy = Tokens(HttpPeer.parse(origin), key)
     print(f"TOKEN={a_token(key, sub='ann')}", flush=True)
     trioproxy.run(proxy, bind)

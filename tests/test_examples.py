@@ -85,10 +85,10 @@ pytestmark = pytest.mark.socket
 NAMES = [
     "add_header",
     "answer_early",
-    "body_guard",
     "api_keys",
     "basic_auth",
     "bearer_jwt",
+    "body_guard",
     "caching_gateway",
     "composition",
     "connect_proxy",
@@ -359,7 +359,10 @@ async def test_basic_auth_lets_users_on() -> None:
 
 
 async def test_bearer_jwt_lets_good_tokens_on() -> None:
-    key = {"kty": "oct", "k": "c2VjcmV0IG9mIGF0IGxlYXN0IDMyIGJ5dGVzLCBpdCBpcyE"}
+    key: dict[str, str | list[str]] = {
+        "kty": "oct",
+        "k": "c2VjcmV0IG9mIGF0IGxlYXN0IDMyIGJ5dGVzLCBpdCBpcyE",
+    }
     async with the_origin() as peer, serving(Tokens(peer, key)) as running:
         url = running.urls[0]
         good, bad = a_token(key, sub="ann"), a_token(key, sub="ann", aud="another")

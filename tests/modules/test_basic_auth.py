@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests._support.matrix import Pairing
-from tests._support.modules import PLAIN, open_modules, some_pairings
+from tests.modules._world import PLAIN, open_modules, some_pairings
 from trioproxy import Session
 from trioproxy.modules import BasicAuth, BasicAuthModule, _basic_auth, hash_password
 from trioproxy.modules._basic_auth import read_credentials

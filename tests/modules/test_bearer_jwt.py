@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests._support.matrix import Exchange, Pairing
-from tests._support.modules import PLAIN, World, open_modules, some_pairings
 from tests._support.recording import ORIGIN, Message
+from tests.modules._world import PLAIN, World, open_modules, some_pairings
 from trioproxy import ErrorType, HttpPeer, Session
 from trioproxy._clock import stopped_clock
 from trioproxy.modules import BearerJwt, BearerJwtModule, Jwks, _jwks, _jwt

@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from tests._support.matrix import Pairing
-from tests._support.modules import PLAIN, open_modules, some_pairings
 from tests._support.recording import Message
+from tests.modules._world import PLAIN, open_modules, some_pairings
 from trioproxy.modules import BasicAuth, Cors
 
 APP = "https://app.example"

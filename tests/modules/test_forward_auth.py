@@ -13,8 +13,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests._support.h2_wire import AnyFields
 from tests._support.matrix import Exchange, Pairing
-from tests._support.modules import PLAIN, World, open_modules, some_pairings
 from tests._support.recording import ORIGIN, Message
+from tests.modules._world import PLAIN, World, open_modules, some_pairings
 from trioproxy import ErrorType, HttpPeer, Session
 from trioproxy.modules import ForwardAuth, ForwardAuthModule, ForwardingFields
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests._support.matrix import Pairing
-from tests._support.modules import PLAIN, open_modules, some_pairings
 from tests._support.recording import ORIGIN, Message
+from tests.modules._world import PLAIN, open_modules, some_pairings
 from trioproxy import Headers, RequestHeader, Session
 from trioproxy.modules import Forwarding, ForwardingFields
 from trioproxy.semantics._forwarded import (

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests._support.matrix import Exchange, Pairing
-from tests._support.modules import PLAIN, open_modules, some_pairings
 from tests._support.recording import ORIGIN, Message
+from tests.modules._world import PLAIN, open_modules, some_pairings
 from trioproxy import RequestHeader
 from trioproxy.modules import PathPrefix, RewriteCookies, RewriteLocation
 from trioproxy.modules._prefix import Mapping, climbs

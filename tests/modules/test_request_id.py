@@ -9,7 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests._support.matrix import Pairing
-from tests._support.modules import PLAIN, open_modules, some_pairings
+from tests.modules._world import PLAIN, open_modules, some_pairings
 from trioproxy import ResponseHeader, Session
 from trioproxy.modules import RequestId, RequestIdModule
 

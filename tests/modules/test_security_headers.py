@@ -8,7 +8,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests._support.matrix import H1_TLS, H2_TLS, Exchange, Pairing
-from tests._support.modules import PLAIN, open_modules, some_pairings
+from tests.modules._world import PLAIN, open_modules, some_pairings
 from trioproxy.modules import ForwardingFields, SecurityHeaders
 
 HSTS = "strict-transport-security"

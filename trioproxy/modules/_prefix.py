@@ -121,6 +121,7 @@ class PathPrefix(HttpModuleBuilder):
       tell: Whether the origin is told the public prefix in X-Forwarded-Prefix. One that heeds it
         makes public URLs by itself, and takes no `RewriteLocation`. What clients send in that field
         is removed.
+      mapping: Which paths stand for which, as the two prefixes have it.
     """
 
     order = 500
@@ -129,7 +130,6 @@ class PathPrefix(HttpModuleBuilder):
     strip: str = attrs.field(default="", validator=prefix)
     add: str = attrs.field(default="", validator=prefix)
     tell: bool = attrs.field(default=False, validator=flag)
-    #: Which paths stand for which.
     mapping: Mapping = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

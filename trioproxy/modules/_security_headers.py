@@ -111,6 +111,8 @@ class SecurityHeaders(HttpModuleBuilder):
       cross_origin_resource_policy: ``"same-origin"``, ``"same-site"`` or ``"cross-origin"``.
       override: Whether what the origin sends of these fields is replaced.
       remove: The fields to remove, such as ``["Server", "X-Powered-By"]``.
+      fields: The fields with their values, as all this makes them, but the one that takes TLS.
+      strict_transport_security: The value of that one, None where it is not sent.
     """
 
     order = 400
@@ -148,9 +150,7 @@ class SecurityHeaders(HttpModuleBuilder):
     )
     override: bool = attrs.field(default=False, validator=flag)
     remove: tuple[str, ...] = attrs.field(default=(), converter=strings, validator=field_names)
-    #: The fields with their values, but the one that takes TLS.
     fields: tuple[tuple[str, str], ...] = attrs.field(init=False, repr=False)
-    #: The value of that one.
     strict_transport_security: str | None = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

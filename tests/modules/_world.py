@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,9 +23,10 @@ from tests._support.matrix import (
     keeps,
     open_matrix,
 )
-from tests._support.recording import Message, Recorder
+from tests._support.recording import Message
+from tests.modules._modular import Modular
 from trioproxy import Session
-from trioproxy.modules import HttpModuleBuilder, HttpModules
+from trioproxy.modules import HttpModuleBuilder
 
 #: Each version against each, with and without TLS.
 SOME = [
@@ -36,17 +37,6 @@ SOME = [
 ]
 some_pairings = pytest.mark.parametrize("pairing", SOME, ids=str)
 PLAIN = Pairing(H1, H1)
-
-
-@attrs.define(eq=False, slots=False)
-class Modular(Recorder):
-    """A recorder with modules."""
-
-    modules: Sequence[HttpModuleBuilder] = ()
-
-    def init_downstream_modules(self, modules: HttpModules) -> None:
-        for each in self.modules:
-            modules.add_module(each)
 
 
 @attrs.define(eq=False)
@@ -90,7 +80,7 @@ async def open_modules(
       options: As for `open_matrix`.
     """
     asked: list[Message] = []
-    proxy = Modular(modules=modules, hooks=dict(hooks or {}))
+    proxy = Modular(builders=modules, hooks=dict(hooks or {}))
     before = proxy.hooks.get("early_request_filter")
 
     def come_from(session: Session, ctx: Any) -> Any:
