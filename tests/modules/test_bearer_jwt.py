@@ -235,6 +235,8 @@ async def test_claims_decide(
         {"exp": 10**400},
         {"exp": NOW + 60, "nbf": "1"},
         {"exp": NOW + 60, "nbf": {}},
+        {"exp": NOW + 60, "nbf": True},
+        {"exp": NOW + 60, "iat": "then"},
         {"exp": NOW + 60, "aud": {"me": 1}},
         {"exp": NOW + 60, "aud": ["me", 5]},
         {"exp": NOW + 60, "aud": 5},
@@ -698,6 +700,53 @@ async def test_a_client_that_leaves_while_keys_are_fetched_holds_nobody_up(
         server.gate.set()
         assert await status_of(world, named("a")) == 200
         assert len(server.asked) == 2
+
+
+async def test_nobody_waits_while_a_set_that_is_old_is_renewed(
+    autojump_clock: MockClock,
+) -> None:
+    server, module, opened = with_keys(ttl=100)
+    async with opened as world:
+        reach(world, module)
+        assert await status_of(world, named("a")) == 200
+        await trio.sleep(200)
+        server.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(status_of, world, named("a"))  # this one has it renewed
+            await wait_all_tasks_blocked()
+            assert len(server.asked) == 2
+            assert await status_of(world, named("a")) == 200
+            server.gate.set()
+        assert len(server.asked) == 2
+
+
+async def test_only_so_many_keys_are_read_and_tried(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+    is_signed = BearerJwt._is_signed
+
+    def count(self: BearerJwt, *args: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        return is_signed(self, *args)
+
+    monkeypatch.setattr(BearerJwt, "_is_signed", count)
+    server, module, opened = with_keys()
+    server.keys = [jwk(rsa_key(1), kid=f"k{number}") for number in range(100)]
+    async with opened as world:
+        reach(world, module)
+        assert await status_of(world, token()) == 401
+        assert tried == 4
+        assert await status_of(world, named("k63", rsa_key(1))) == 200
+        assert await status_of(world, named("k64", rsa_key(1))) == 401
+
+
+def test_a_key_is_for_the_algorithms_of_its_kind() -> None:
+    key = _jwks.read_pem(pem(rsa_key()).encode())
+    fitting = {name for name in _jwks.KINDS if key.fits(name, None)}
+    assert fitting == {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+    assert not key.fits("none", None)
 
 
 async def test_keys_that_are_not_understood_are_passed_over(autojump_clock: MockClock) -> None:

@@ -270,10 +270,14 @@ def test_the_protocol_is_what_the_client_used(
     assert client(values, protos=protos)[1] == proto
 
 
-def test_only_the_nearest_entries_are_looked_at() -> None:
-    module = Forwarding(ForwardingFields(trusted=TRUSTED, max_hops=2))
-    headers = Headers([("x-forwarded-for", ", ".join(["1.1.1.1"] + ["10.2.2.2"] * 5))])
-    assert len(module._told(headers)) == 2
+async def test_only_the_nearest_entries_are_looked_at(autojump_clock: MockClock) -> None:
+    into: list[Forwarding] = []
+    module = ForwardingFields(trusted=TRUSTED, max_hops=2)
+    fields = [("x-forwarded-for", "1.1.1.1, 10.0.0.1, 10.0.0.2, 10.0.0.3")]
+    async with open_modules(PLAIN, module, hooks=seen(into), address=LB) as world:
+        await world.exchange(fields=fields)
+    assert into[0].client == "10.0.0.2"
+    assert told(world.last())["x-forwarded-for"] == ["10.0.0.2, 10.0.0.3, 10.0.0.7"]
 
 
 # -- reading Forwarded ---------------------------------------------------------------------------

@@ -238,7 +238,7 @@ class BearerJwt(HttpModuleBuilder):
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in self.algorithms:
             raise _Refused("the token's algorithm is not taken")
-        if (kid is not None and not isinstance(kid, str)) or "crit" in header or "b64" in header:
+        if (kid is not None and not isinstance(kid, str)) or "crit" in header:
             raise _Refused("the token's header is not taken")
         keys = self.keys
         if isinstance(keys, Jwks):
