@@ -324,14 +324,34 @@ def test_forwarded_is_read_strictly(value: str, elements: list[Element] | None) 
 
 
 def test_a_broken_field_hides_no_other_and_stays_in_its_place() -> None:
-    assert read_forwarded(['for="', "for=1.1.1.1"]) == [None, Element("1.1.1.1")]
+    assert read_forwarded(['for="', "for=1.1.1.1"], 9) == [None, Element("1.1.1.1")]
+    # What is left of it is not believed anyhow.
+    assert read_forwarded(["for=2.2.2.2", 'for="', "for=1.1.1.1"], 9)[0] is None
+
+
+def test_no_more_is_read_than_is_wanted() -> None:
+    values = ["for=1.1.1.1, for=2.2.2.2", "for=3.3.3.3", "for=4.4.4.4, for=5.5.5.5"]
+    for limit in range(1, 7):
+        nodes = [each.node for each in read_forwarded(values, limit) if each is not None]
+        assert nodes == ["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4", "5.5.5.5"][-limit:]
+        texts = ["1.1.1.1,2.2.2.2", "3.3.3.3"]
+        protos = ["http, https,http"]
+        assert (
+            read_x_forwarded(texts, protos, [], limit)
+            == [
+                Element("1.1.1.1", "http"),
+                Element("2.2.2.2", "https"),
+                Element("3.3.3.3", "http"),
+            ][-limit:]
+        )
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_no_text_breaks_the_readers(text: str) -> None:
     parse_forwarded(text)
     node_of(text)
-    read_x_forwarded([text], [text], [text])
+    read_x_forwarded([text], [text], [text], 9)
+    read_forwarded([text, text], 9)
 
 
 @given(st.text('for=;,"\\[]:.1a_ \t', max_size=40))
@@ -368,7 +388,7 @@ def test_what_is_appended_is_the_last_that_is_read(elements: list[Element], addr
         headers.set("Forwarded", ", ".join(map(write_element, elements)))
     text = f"[{address}]:80" if address.version == 6 else f"{address}:80"
     append_forwarded(headers, client=text, proto="http", host="h.test")
-    assert read_forwarded(headers.get_all("forwarded")) == [
+    assert read_forwarded(headers.get_all("forwarded"), 9) == [
         *elements,
         Element(node_of(str(address)), "http", "h.test"),
     ]

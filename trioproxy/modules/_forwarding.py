@@ -76,15 +76,15 @@ class Forwarding(HttpModule):
 
     def _told(self, headers: Headers) -> list[Element | None]:
         """Return what proxies say, the nearest last."""
+        limit = self._options.max_hops
         if self._options.believe == "forwarded":
-            told = read_forwarded(headers.get_all(b"forwarded"))
-        else:
-            told = read_x_forwarded(
-                headers.get_all(b"x-forwarded-for"),
-                headers.get_all(b"x-forwarded-proto"),
-                headers.get_all(b"x-forwarded-host"),
-            )
-        return told[-self._options.max_hops :]
+            return read_forwarded(headers.get_all(b"forwarded"), limit)
+        return read_x_forwarded(
+            headers.get_all(b"x-forwarded-for"),
+            headers.get_all(b"x-forwarded-proto"),
+            headers.get_all(b"x-forwarded-host"),
+            limit,
+        )
 
     def _tell(
         self, session: Session, request: RequestHeader, peer: str | None, before: list[Element]

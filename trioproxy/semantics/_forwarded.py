@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import attrs
 
@@ -83,16 +83,20 @@ def proto_or_none(text: str | None) -> str | None:
     return lower if lower in ("http", "https") else None
 
 
-def parse_forwarded(value: str) -> list[Element] | None:
+def parse_forwarded(value: str, limit: int | None = None) -> list[Element] | None:
     """Read one Forwarded field (RFC 7239 section 4), leftmost element first.
 
     Blanks around ``;`` and ``,`` are taken although the grammar has none around the former; of
     parameters that this does not know nothing is kept.
 
+    Args:
+      value: The field's value.
+      limit: How many of its last elements are wanted; None for all.
+
     Returns:
       Its elements, or None where any part of it is broken or a parameter stands there twice.
     """
-    elements: list[Element] = []
+    elements: list[dict[str, str]] = []
     text = value.strip(" \t")
     at = 0
     while True:
@@ -111,40 +115,56 @@ def parse_forwarded(value: str) -> list[Element] | None:
             at = between.end()
             if between[1] != ";":
                 break
-        node = found.get("for")
-        elements.append(
-            Element(
-                node=node_of(node) if node is not None else None,
-                proto=proto_or_none(found.get("proto")),
-                host=host_or_none(found.get("host")),
-            )
-        )
+        elements.append(found)
         if between[1] is None:
-            return elements
+            return list(map(_element, elements if limit is None else elements[-limit:]))
 
 
-def read_forwarded(values: Iterable[str]) -> list[Element | None]:
-    """Read all Forwarded fields of a message; None stands for a field that is broken."""
+def _element(found: dict[str, str]) -> Element:
+    node = found.get("for")
+    return Element(
+        node=node_of(node) if node is not None else None,
+        proto=proto_or_none(found.get("proto")),
+        host=host_or_none(found.get("host")),
+    )
+
+
+def read_forwarded(values: Sequence[str], limit: int) -> list[Element | None]:
+    """Read the last elements of all Forwarded fields; None stands for a field that is broken.
+
+    Args:
+      values: The fields of a message.
+      limit: How many elements are wanted.
+    """
     found: list[Element | None] = []
-    for value in values:
-        elements = parse_forwarded(value)
-        found += [None] if elements is None else elements
-    return found
+    for value in reversed(values):
+        elements = parse_forwarded(value, limit)
+        found = [*([None] if elements is None else elements), *found]
+        if elements is None or len(found) >= limit:
+            break  # what is further left is not looked at: nobody is believed beyond this
+    return found[-limit:]
 
 
 def read_x_forwarded(
-    addresses: Iterable[str], protos: Iterable[str], hosts: Iterable[str]
+    addresses: Sequence[str], protos: Sequence[str], hosts: Sequence[str], limit: int
 ) -> list[Element | None]:
-    """Read X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host; None for what is no address.
+    """Read the last entries of X-Forwarded-For, -Proto and -Host; None for what is no address.
 
     A list of protocols or of hosts that is as long as that of addresses goes with it one by one. Of
     another one the last entry counts, which is what the nearest proxy wrote, and for all.
+
+    Args:
+      addresses: The fields X-Forwarded-For of a message.
+      protos: Its fields X-Forwarded-Proto.
+      hosts: Its fields X-Forwarded-Host.
+      limit: How many entries are wanted.
     """
     nodes = _entries(addresses)
     told_protos = _for_each(_entries(protos), len(nodes))
     told_hosts = _for_each(_entries(hosts), len(nodes))
     found: list[Element | None] = []
-    for text, proto, host in zip(nodes, told_protos, told_hosts, strict=True):
+    whole = zip(nodes[-limit:], told_protos[-limit:], told_hosts[-limit:], strict=True)
+    for text, proto, host in whole:
         node = node_of(text)
         found.append(
             None if node is None else Element(node, proto_or_none(proto), host_or_none(host))
@@ -152,7 +172,7 @@ def read_x_forwarded(
     return found
 
 
-def _entries(values: Iterable[str]) -> list[str]:
+def _entries(values: Sequence[str]) -> list[str]:
     return [each.strip(" \t") for value in values for each in value.split(",")]
 
 
