@@ -23,6 +23,7 @@ import trustme
 import trioproxy
 from trioproxy import Digest, ErrorType, Listener, PeerOptions, ProxyError, TlsSettings
 from trioproxy._info import ConnectionInfo
+from trioproxy.peers import TlsInfo
 from trioproxy.stream import ProxyStream, StreamPeer, StreamSession
 from trioproxy.stream._connection import StreamConnection
 from trioproxy.transport._byte_stream import ByteStream, StreamAdapter
@@ -351,7 +352,8 @@ async def test_tls_ends_here_and_opens_anew_towards_the_upstream(
     path = str(tmp_path / "back.sock") if unix else None
     async with an_upstream(greet, server_context(ONE, "imap"), path) as where:
         url = f"tls+unix:{where}" if unix else f"tls://{where}"
-        options = PeerOptions(ca=AUTHORITY)
+        agreed: list[TlsInfo] = []
+        options = PeerOptions(ca=AUTHORITY, upstream_tls_handshake_complete_hook=agreed.append)
         peer = StreamPeer.parse(url, sni="one.test", alpn=("imap",), options=options)
         proxy = Forward(peer)
         async with serving(proxy, tls=TlsSettings(TWO)) as running:
@@ -368,6 +370,24 @@ async def test_tls_ends_here_and_opens_anew_towards_the_upstream(
     tls = session.digest().tls
     assert tls is not None
     assert tls.sni == "two.test"
+    assert [each.alpn for each in agreed] == ["imap"]
+
+
+async def test_protocols_are_agreed_on_only_where_they_are_given() -> None:
+    own = server_context(TWO, "imap")
+    async with an_upstream(greet, server_context(ONE, "h2", "http/1.1")) as where:
+        agreed: list[TlsInfo] = []
+        options = PeerOptions(ca=AUTHORITY, upstream_tls_handshake_complete_hook=agreed.append)
+        proxy = Forward(StreamPeer.parse(f"tls://{where}", sni="one.test", options=options))
+        settings = TlsSettings(TWO, choose=lambda _name: own)
+        async with serving(proxy, tls=settings) as running:
+            plain = await connect(running.urls[0])
+            stream = trio.SSLStream(plain, client_context("imap"), server_hostname="two.test")
+            await stream.send_all(b"me")
+            assert await stream.receive_some() == b"welcome, me"
+            assert stream.selected_alpn_protocol() == "imap"
+            await stream.aclose()
+    assert [each.alpn for each in agreed] == [None]
 
 
 async def test_the_half_close_of_tls_is_passed_on_both_ways() -> None:
