@@ -26,7 +26,7 @@ from trioproxy._info import ConnectionInfo
 from trioproxy.peers import TlsInfo
 from trioproxy.stream import ProxyStream, StreamPeer, StreamSession
 from trioproxy.stream._connection import StreamConnection
-from trioproxy.transport._byte_stream import ByteStream, StreamAdapter
+from trioproxy.transport._byte_stream import StreamAdapter
 
 pytestmark = pytest.mark.socket
 
@@ -488,7 +488,7 @@ async def test_a_connection_that_is_to_end_before_it_began_is_closed() -> None:
     connection = StreamConnection(transport, ConnectionInfo(None, None), None, print)
     connection.drain()
 
-    async def handler(_transport: ByteStream, _info: ConnectionInfo) -> None:
+    async def handler(*_args: object) -> None:
         raise AssertionError("there is no session any more")
 
     await connection.run(handler)
