@@ -869,7 +869,7 @@ async def open_matrix(
                     functools.partial(trioproxy.serve, proxy, acceptor, conf=conf)
                 )
                 records: list[ExchangeRecord] = []
-                running._server.services.on_record = records.append
+                running._server.service.services.on_record = records.append
                 gateway = Matrix(
                     pairing, nursery, running, acceptor, network, upstream, link, records
                 )
