@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import math
 import os
 import socket
 import ssl
@@ -21,7 +22,11 @@ import trustme
 
 import trioproxy
 from trioproxy import Digest, ErrorType, Listener, PeerOptions, ProxyError, TlsSettings
+from trioproxy._info import ConnectionInfo
+from trioproxy.peers import TlsInfo
 from trioproxy.stream import ProxyStream, StreamPeer, StreamSession
+from trioproxy.stream._connection import StreamConnection
+from trioproxy.transport._byte_stream import StreamAdapter
 
 pytestmark = pytest.mark.socket
 
@@ -224,6 +229,23 @@ async def test_an_upstream_that_resets_resets_the_client() -> None:
             await stream.aclose()
 
 
+async def test_an_upstream_that_resets_resets_a_client_with_tls_without_a_proper_end() -> None:
+    async def reset(stream: Any) -> None:
+        await stream.receive_some()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with an_upstream(reset) as where:
+        proxy = Forward(StreamPeer.parse(f"tcp://{where}"))
+        async with serving(proxy, tls=TlsSettings(TWO)) as running:
+            plain = await connect(running.urls[0])
+            stream = trio.SSLStream(plain, client_context(), server_hostname="two.test")
+            await stream.send_all(b"x")
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await stream.receive_some()
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+            await trio.aclose_forcefully(plain)
+
+
 async def test_a_client_that_resets_resets_the_upstream() -> None:
     broken = trio.Event()
 
@@ -330,7 +352,8 @@ async def test_tls_ends_here_and_opens_anew_towards_the_upstream(
     path = str(tmp_path / "back.sock") if unix else None
     async with an_upstream(greet, server_context(ONE, "imap"), path) as where:
         url = f"tls+unix:{where}" if unix else f"tls://{where}"
-        options = PeerOptions(ca=AUTHORITY)
+        agreed: list[TlsInfo] = []
+        options = PeerOptions(ca=AUTHORITY, upstream_tls_handshake_complete_hook=agreed.append)
         peer = StreamPeer.parse(url, sni="one.test", alpn=("imap",), options=options)
         proxy = Forward(peer)
         async with serving(proxy, tls=TlsSettings(TWO)) as running:
@@ -347,6 +370,24 @@ async def test_tls_ends_here_and_opens_anew_towards_the_upstream(
     tls = session.digest().tls
     assert tls is not None
     assert tls.sni == "two.test"
+    assert [each.alpn for each in agreed] == ["imap"]
+
+
+async def test_protocols_are_agreed_on_only_where_they_are_given() -> None:
+    own = server_context(TWO, "imap")
+    async with an_upstream(greet, server_context(ONE, "h2", "http/1.1")) as where:
+        agreed: list[TlsInfo] = []
+        options = PeerOptions(ca=AUTHORITY, upstream_tls_handshake_complete_hook=agreed.append)
+        proxy = Forward(StreamPeer.parse(f"tls://{where}", sni="one.test", options=options))
+        settings = TlsSettings(TWO, choose=lambda _name: own)
+        async with serving(proxy, tls=settings) as running:
+            plain = await connect(running.urls[0])
+            stream = trio.SSLStream(plain, client_context("imap"), server_hostname="two.test")
+            await stream.send_all(b"me")
+            assert await stream.receive_some() == b"welcome, me"
+            assert stream.selected_alpn_protocol() == "imap"
+            await stream.aclose()
+    assert [each.alpn for each in agreed] == [None]
 
 
 async def test_the_half_close_of_tls_is_passed_on_both_ways() -> None:
@@ -431,13 +472,27 @@ async def test_a_handshake_that_fails_is_counted_and_starts_no_session() -> None
 
 
 async def test_a_stop_ends_a_handshake_at_once() -> None:
-    async with serving(Forward(StreamPeer("127.0.0.1", 1)), tls=TlsSettings(TWO)) as running:
+    patient = TlsSettings(TWO, handshake_timeout=math.inf)
+    async with serving(Forward(StreamPeer("127.0.0.1", 1)), tls=patient) as running:
         stream = await connect(running.urls[0])
         while not running.statistics().connections:
             await trio.lowlevel.checkpoint()  # nobody is told of a connection that is silent
         await running.drain(1000)
         assert await stream.receive_some() == b""
         await stream.aclose()
+
+
+async def test_a_connection_that_is_to_end_before_it_began_is_closed() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    transport = StreamAdapter(ours)
+    connection = StreamConnection(transport, ConnectionInfo(None, None), None, print)
+    connection.drain()
+
+    async def handler(*_args: object) -> None:
+        raise AssertionError("there is no session any more")
+
+    await connection.run(handler)
+    assert await theirs.receive_some() == b""
 
 
 async def test_certificates_are_read_again() -> None:

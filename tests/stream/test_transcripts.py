@@ -348,6 +348,17 @@ async def test_a_failure_to_connect_may_be_tried_elsewhere(autojump_clock: MockC
     ]
 
 
+async def test_another_error_of_fail_to_connect_is_one_of_the_upstream(
+    autojump_clock: MockClock,
+) -> None:
+    other = ProxyError.new(ErrorType.Custom("Replaced"))
+    recorder = Recorder(hooks={"fail_to_connect": lambda *_: other})
+    async with open_streams(recorder, {UPSTREAM.name: ErrorType.ConnectRefused}) as streams:
+        assert await is_cut(streams.connect())
+        await streams.ended()
+        assert streams.running.statistics().errors == (("Upstream Replaced", 1),)
+
+
 async def test_attempts_are_counted(autojump_clock: MockClock) -> None:
     recorder = Recorder(hooks={"fail_to_connect": again})
     outcomes = {UPSTREAM.name: ErrorType.ConnectRefused}
@@ -488,6 +499,36 @@ async def test_what_a_client_does_is_no_error_in_the_log(
     assert two.endswith("198.51.100.1:50002 to upstream.test:7000")
 
 
+async def test_the_other_direction_has_ended_before_the_error_is_shown(
+    autojump_clock: MockClock,
+) -> None:
+    order: list[str] = []
+
+    async def data_filter(*_args: object) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                await trio.sleep(0.1)
+            order.append("filter")
+
+    def shown(_session: StreamSession, _peer: StreamPeer, e: ProxyError, _ctx: Ctx) -> ProxyError:
+        order.append("error_while_proxy")
+        return e
+
+    hooks: dict[str, Callable[..., Any]] = {
+        "downstream_data_filter": data_filter,
+        "error_while_proxy": shown,
+    }
+    async with open_streams(Recorder(hooks=hooks)) as streams:
+        client, upstream = await streams.joined()
+        await send(client, b"x")
+        await wait_all_tasks_blocked()
+        upstream.reset()
+        assert await is_cut(client)
+    assert order == ["filter", "error_while_proxy"]
+
+
 # -- time ------------------------------------------------------------------------------------------
 
 
@@ -553,6 +594,18 @@ async def test_a_filter_at_work_is_not_idleness(autojump_clock: MockClock) -> No
         assert trio.current_time() >= 5000
 
 
+async def test_bytes_that_go_out_late_are_a_movement_too(autojump_clock: MockClock) -> None:
+    async with open_streams(Least(), conf=ServerConf(write_timeout=math.inf)) as streams:
+        client, upstream = await streams.joined()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, upstream, b"x" * 100_000)
+            await trio.sleep(200)  # the client reads nothing: its link has room for 65,536 bytes
+            assert len(await receive(client, 100_000)) == 100_000
+        started = trio.current_time()
+        assert await is_cut(client)
+        assert trio.current_time() == started + 300
+
+
 @pytest.mark.parametrize("side", ["client", "upstream"])
 async def test_a_side_that_reads_nothing_ends_the_stream_by_write_timeout(
     side: str, autojump_clock: MockClock
@@ -597,6 +650,8 @@ async def test_r_07_what_is_held_of_a_stalled_stream_is_bounded(
                 client.outgoing.taken - upstream.incoming.sent,
                 upstream.outgoing.taken - client.incoming.sent,
             ]
+            session: StreamSession = recorder.the("upstream_peer").args["session"]
+            assert not session._ahead
             nursery.cancel_scope.cancel()
     assert all(0 < each <= 65536 for each in held)
 
@@ -683,6 +738,21 @@ async def test_logging_that_waits_is_cut_off(
         await streams.ended()
         assert trio.current_time() == 1
     assert "logging was cut off by logging_timeout (1 s)" in caplog.text
+
+
+async def test_a_hard_stop_does_not_cut_off_logging(autojump_clock: MockClock) -> None:
+    told: list[float] = []
+
+    async def log(*_args: object) -> None:
+        await trio.sleep(0.5)
+        told.append(trio.current_time())
+
+    recorder = Recorder(hooks={"logging": log})
+    async with open_streams(recorder) as streams:
+        await streams.joined()
+        streams.stop()
+        await streams.ended()
+    assert told == [0.5]
 
 
 @attrs.define

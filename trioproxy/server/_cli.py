@@ -481,6 +481,8 @@ def _of_streams(
     for name in sorted(given.keys() & refused):
         value, flag = given[name], f"--{name.replace('_', '-')}"
         shown = "it" if value is True else f"{0 if value == math.inf else value}"
+        if isinstance(value, list):  # an option that may be repeated
+            shown = ", ".join(map(str, value))
         command.error(
             f"argument {flag}: {shown} is for HTTP, and {what} is for streams: leave {flag} out"
         )

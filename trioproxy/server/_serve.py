@@ -52,7 +52,7 @@ class Statistics:
     Attributes:
       connections: Client connections that are open.
       connections_total: Client connections accepted since the start.
-      sessions: Requests in flight.
+      sessions: Requests in flight; below HTTP streams.
       sessions_total: Requests that reached the proxy object since the start.
       refused: Requests answered before any callback, for bad syntax or a limit.
       refusals: The same by status, as pairs of status and number.

@@ -86,7 +86,6 @@ class Direction:
                 await trio.lowlevel.checkpoint()
                 data = self.source.receive_ready()
                 if data is not None:
-                    self.limits.moved()
                     return data
             return await self.limits.wait(self.source.receive_some)
         except ProxyError as exc:
@@ -122,6 +121,7 @@ class Direction:
             await self.sink.send_parts([data], self.write_timeout)
         except ProxyError as exc:
             raise _of(exc, self.sink_side) from exc.cause
+        self.limits.moved()
         self.on_sent(len(data))
 
 
