@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import attrs
 
 from .._config import Listener, ServerConf
+from .._connect_target import ConnectRule
 from .._peer import HttpPeer
 from .._tls_settings import TlsSettings
 from .._version import __version__
@@ -115,6 +116,14 @@ def origin(text: str) -> HttpPeer | StreamPeer:
                 "http+unix:PATH or tcp://host:port is"
             )
         return HttpPeer.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def allowed(text: str) -> ConnectRule:
+    """Read what a CONNECT request may ask for."""
+    try:
+        return ConnectRule.parse(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
 
@@ -233,6 +242,15 @@ def _options() -> _Parser:
         "--h2c",
         action="store_true",
         help="also accept HTTP/2 with prior knowledge on cleartext binds",
+    )
+    parser.add_argument(
+        "--allow-connect",
+        metavar="HOST:PORT",
+        type=allowed,
+        action="append",
+        default=[],
+        help="take CONNECT requests for this target, repeatable; either part may be *, and HOST "
+        "*.example.com (default none)",
     )
     parser.add_argument(
         "--http1-codec",
