@@ -29,7 +29,7 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
 
 from .._h2_limits import H2Limits
-from .._messages import RequestHeader, ResponseHeader
+from .._messages import RequestHeader
 from ..semantics._framing import HeadLimits, MessageRefused
 from ..semantics._h2 import (
     MalformedMessage,
