@@ -461,7 +461,7 @@ class Session:
         self, modules: ModulesCtx, events: tuple[ResponseEvent, ...]
     ) -> tuple[ResponseEvent, ...]:
         """Return what the modules make of events; a tunnel is none of their business."""
-        if self._response is not None and self._response.status == 101:
+        if self.was_upgraded():
             return events
         if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
             acting = modules.with_hook(*RESPONSE_HOOKS)
