@@ -167,9 +167,8 @@ async def test_a_tunnel_leads_through_another_proxy(
         await shout(exchange)  # type: ignore[arg-type]  # the same
 
     def through(session: Session, _ctx: object) -> HttpPeer:
-        direct = gateway.peer()
-        target = session.connect_peer(proxy=Proxy("origin.test", 3128))
-        return attrs.evolve(target, options=direct.options)
+        way = Proxy("origin.test", 3128)
+        return session.connect_peer(proxy=way, options=gateway.peer().options)
 
     recorder = Recorder(hooks={"upstream_peer": through})
     async with open_matrix(recorder, handler, Pairing(H2C, H1), conf=ALLOW) as gateway:
@@ -191,8 +190,8 @@ async def test_a_refusal_of_that_proxy_is_a_502(autojump_clock: MockClock) -> No
         exchange.close()  # type: ignore[attr-defined]  # the same
 
     def through(session: Session, _ctx: object) -> HttpPeer:
-        target = session.connect_peer(proxy=Proxy("origin.test", 3128))
-        return attrs.evolve(target, options=gateway.peer().options)
+        way = Proxy("origin.test", 3128)
+        return session.connect_peer(proxy=way, options=gateway.peer().options)
 
     recorder = Recorder(hooks={"upstream_peer": through})
     async with open_matrix(recorder, handler, Pairing(H1, H1), conf=ALLOW) as gateway:

@@ -89,6 +89,13 @@ async def test_one_that_has_not_ended_on_both_sides_is_reset(autojump_clock: obj
         assert ours.aborted
 
 
+async def test_one_whose_tunnel_was_never_opened_just_ends(autojump_clock: object) -> None:
+    async with opened() as (_, stream, ours, _far):
+        stream.release()
+        assert ours.closed
+        assert not ours.aborted
+
+
 async def test_behind_its_end_a_receive_waits_until_the_connection_is_closed(
     autojump_clock: object,
 ) -> None:

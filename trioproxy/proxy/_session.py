@@ -20,6 +20,7 @@ from .._messages import (
     ResponseHeader,
     Trailers,
 )
+from .._options import DEFAULT
 from .._peer import HttpPeer
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
@@ -31,7 +32,7 @@ from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
 
 if TYPE_CHECKING:
-    from .._peer import Proxy
+    from .._peer import PeerOptions, Proxy
     from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
     from ._bound import Filters
@@ -260,11 +261,14 @@ class Session:
         facts = self._request.facts
         return facts is not None and facts.connect is not None
 
-    def connect_peer(self, *, proxy: Proxy | None = None) -> HttpPeer:
+    def connect_peer(
+        self, *, proxy: Proxy | None = None, options: PeerOptions | None = None
+    ) -> HttpPeer:
         """Return the target of a CONNECT request as a peer, which `upstream_peer` may return.
 
         Args:
           proxy: The HTTP CONNECT proxy that leads there, None for a direct way.
+          options: Timeouts and socket options.
 
         Raises:
           ValueError: the request is no CONNECT.
@@ -273,7 +277,7 @@ class Session:
         target = None if facts is None else facts.connect
         if target is None:
             raise ValueError(f"{self._request.method} has no such target: CONNECT has")
-        return HttpPeer(target.host, target.port, proxy=proxy)
+        return HttpPeer(target.host, target.port, proxy=proxy, options=options or DEFAULT)
 
     def was_upgraded(self) -> bool:
         """Tell whether the exchange became a tunnel: a 101 was sent, or a 2xx to CONNECT."""

@@ -102,10 +102,10 @@ class RawConnection(UpstreamConnection):
         return self._exchange
 
     def release(self) -> None:
-        """End the exchange, and the connection with it: by a reset, unless both sides had ended."""
+        """End the exchange, and the connection with it: by a reset where that cuts a tunnel."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            if not exchange.whole:
+            if exchange.cut:
                 self.transport.abort()
             self.close()
 
@@ -162,9 +162,9 @@ class RawUpstreamStream(UpstreamStream):
         return self._sent
 
     @property
-    def whole(self) -> bool:
-        """Whether both sides of the tunnel have ended."""
-        return self._sent_end and self._received_end
+    def cut(self) -> bool:
+        """Whether the tunnel was opened, and has not ended on both sides."""
+        return self._greeted and not (self._sent_end and self._received_end)
 
     def fileno(self) -> int:
         """Return the socket's descriptor, or -1."""
