@@ -89,8 +89,8 @@ class ConnectRule:
     A rule compares what a request says, before any look-up: what a name resolves to is not looked at.
 
     Attributes:
-      host: As in `ConnectTarget`; ``*.`` before a name stands for every name below it, ``*`` for
-        every host.
+      host: A name in lower case without a dot at its end, or an IP address without brackets. ``*.``
+        before a name stands for every name below it, ``*`` for every host.
       port: The port, None for every one.
     """
 

@@ -207,7 +207,7 @@ class RequestHeader:
 
     @property
     def asks_to_switch(self) -> bool:
-        """Whether an answer may make a tunnel of the exchange: it is CONNECT, or has `offers`."""
+        """Whether an answer may make a tunnel of the exchange, as it is CONNECT or has `offers`."""
         facts = self.facts
         return facts is not None and (facts.connect is not None or self.offers is not None)
 
