@@ -332,8 +332,6 @@ def test_what_streams_offer_says_what_it_is(name: str) -> None:
 def shown(value: object) -> str:
     if isinstance(value, H2Limits):
         return "H2Limits()"
-    if value == ():
-        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -69,7 +69,9 @@ class Forward:
 
 @contextlib.contextmanager
 def running(kind: str, directory: Path) -> Iterator[Forward]:
-    certificate = Certificate.make(directory)
+    mine = directory / kind
+    mine.mkdir()
+    certificate = Certificate.make(mine)
     options = certificate.options if kind == "https" else ("--h2c",)
     with secure_origin(certificate) as port:
         allow = ("--allow-connect", f"localhost:{port}")
