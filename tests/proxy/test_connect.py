@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import pytest
@@ -11,6 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests._support.faulty import failing
 from tests._support.matrix import H1, H1_TLS, H2_TLS, H2C, Leg, Pairing, open_matrix
 from tests._support.recording import ORIGIN, Gateway, Recorder, Wire, open_gateway
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
@@ -28,6 +30,7 @@ from trioproxy import (
 from trioproxy.cache import MemoryStorage, SharedCache
 from trioproxy.modules import HttpModule, HttpModuleBuilder, HttpModules
 from trioproxy.peers import Proxy
+from trioproxy.transport._byte_stream import StreamAdapter
 
 ALLOW = ServerConf(allow_connect=[TARGET])
 CONNECT_ERROR = 0xA
@@ -249,7 +252,11 @@ async def pause(*_args: object) -> None:
     await trio.sleep(0.01)
 
 
-def play(step: int, deed: Callable[[Gateway, Wire], None]) -> tuple[int, Recorder, bytes]:
+def play(
+    step: int,
+    deed: Callable[[Gateway, Wire], None],
+    adapt: Callable[[Any], StreamAdapter] = StreamAdapter,
+) -> tuple[int, Recorder, bytes]:
     """Open a tunnel, send through it, end it; do the deed before one of the steps of that."""
     bomb = AtStep(step)
     hooks = dict.fromkeys(("connected_to_upstream", "request_body_filter", "logging"), pause)
@@ -257,7 +264,7 @@ def play(step: int, deed: Callable[[Gateway, Wire], None]) -> tuple[int, Recorde
     got = bytearray()
 
     async def main() -> None:
-        async with open_gateway(recorder, {ORIGIN.name: echo}, conf=ALLOW) as gateway:
+        async with open_gateway(recorder, {ORIGIN.name: echo}, conf=ALLOW, adapt=adapt) as gateway:
             client = gateway.connect()
             bomb.deed = lambda: deed(gateway, client)
             bomb.on = True
@@ -307,3 +314,18 @@ def test_a_tunnel_can_be_ended_at_each_of_its_steps(deed: str) -> None:
                 assert error.esource in wanted, (step, error)
     # A half-close is none: what came before it is sent through the tunnel all the same.
     assert ended_early or deed in ("nothing", "half-close")
+
+
+@pytest.mark.usefixtures("_one_schedule")
+def test_a_tunnel_survives_a_failure_of_each_of_its_reads_and_writes() -> None:
+    calls = [0]
+    play(0, lambda _gateway, _client: None, failing(0, calls))
+    assert calls[0] >= 6
+    failed = 0
+    for nth in range(1, calls[0] + 1):
+        _, recorder, got = play(0, lambda _gateway, _client: None, failing(nth, [0]))
+        assert b"onetwo".startswith(got.partition(b"\r\n\r\n")[2]), (nth, got)
+        names = recorder.names()
+        assert names.count("logging") == names.count("new_ctx"), (nth, names)
+        failed += any(call.args["e"] is not None for call in recorder.of("logging"))
+    assert failed >= 3

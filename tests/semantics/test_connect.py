@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -43,11 +45,12 @@ def over_http_2(target: str, limits: HeadLimits, *, end: bool = False) -> Reques
 @example("a:2", ALLOW)
 def test_both_versions_of_http_read_a_target_alike(text: str, limits: HeadLimits) -> None:
     verdicts: list[object] = []
-    for read in (
+    readings: tuple[Callable[[], RequestHeader], ...] = (
         lambda: over_http_1(text, text, limits),
         lambda: over_http_2(text, limits),
         lambda: over_http_2(text, limits, end=True),
-    ):
+    )
+    for read in readings:
         try:
             head = read()
         except MalformedMessage:
