@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests._support.faulty import failing
-from tests._support.matrix import H1, H1_TLS, H2_TLS, H2C, Leg, Pairing, open_matrix
+from tests._support.matrix import H1, H1_TLS, H2_TLS, H2C, Leg, Pairing, certificate, open_matrix
 from tests._support.recording import ORIGIN, Gateway, Recorder, Wire, open_gateway
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
 from tests._support.tunnels import TARGET, ask, connect, shout
@@ -26,6 +26,7 @@ from trioproxy import (
     ResponseHeader,
     ServerConf,
     Session,
+    TlsSettings,
 )
 from trioproxy.cache import MemoryStorage, SharedCache
 from trioproxy.modules import HttpModule, HttpModuleBuilder, HttpModules
@@ -40,9 +41,16 @@ CONNECT_ERROR = 0xA
 async def test_a_target_is_not_held_to_the_names_of_the_certificate(
     leg: Leg, autojump_clock: MockClock
 ) -> None:
-    async with open_matrix(Recorder(), shout, Pairing(leg, H1), conf=ALLOW) as gateway:
+    tls = TlsSettings(
+        certificate("site.test"), sni={"origin.test": TlsSettings(certificate("origin.test"))}
+    )
+    conf = attrs.evolve(ALLOW, tls=tls)
+    async with open_matrix(Recorder(), shout, Pairing(leg, H1), conf=conf) as gateway:
+        # On a connection for site.test this name is misdirected, as any other request's.
+        response = await gateway.exchange("GET", authority="origin.test")
+        assert response.status == 421
         tunnel = await connect(gateway, early=b"x")
-        assert tunnel.status == 200  # the certificate is for site.test
+        assert tunnel.status == 200
         await tunnel.half_close()
         assert await tunnel.read(4) == b"XBYE"
 
@@ -115,6 +123,15 @@ async def test_modules_see_the_heads_of_a_tunnel_and_nothing_of_what_it_carries(
             if side == "upstream":
                 modules.add_module(Looking(seen))
 
+        async def adjust_upstream_modules(
+            self,
+            session: Session,
+            upstream_response: ResponseHeader,
+            end_of_stream: bool,
+            ctx: object,
+        ) -> None:
+            seen.append(("adjust", upstream_response.status, end_of_stream))
+
     async with open_matrix(Modular(), shout, Pairing(leg, H1), conf=ALLOW) as gateway:
         tunnel = await connect(gateway, early=b"hello")
         assert tunnel.status == 200
@@ -125,7 +142,10 @@ async def test_modules_see_the_heads_of_a_tunnel_and_nothing_of_what_it_carries(
         assert await tunnel.receive() == b""
         await gateway.sessions_ended()
     # Of the upstream's side they are not asked, as for a 101: the head comes from nobody there.
-    assert seen == (["request", (200, False), "done"] if side == "downstream" else ["done"])
+    if side == "downstream":
+        assert seen == ["request", ("adjust", 200, False), (200, False), "done"]
+    else:
+        assert seen == [("adjust", 200, False), "done"]
 
 
 async def test_a_cache_is_not_asked(autojump_clock: MockClock) -> None:
@@ -140,8 +160,10 @@ async def test_a_cache_is_not_asked(autojump_clock: MockClock) -> None:
             return peers[0]
 
         def request_cache_filter(self, session: Session, ctx: None) -> None:
-            raise AssertionError("a tunnel is no matter of a cache")
+            asked.append(session.req_header().method)
+            super().request_cache_filter(session, ctx)
 
+    asked: list[str] = []
     peers: list[HttpPeer] = []
     proxy = Cached(shared_cache=SharedCache(storage=MemoryStorage(1 << 20)))
     async with open_matrix(proxy, shout, Pairing(H1, H1), conf=ALLOW) as gateway:
@@ -152,6 +174,7 @@ async def test_a_cache_is_not_asked(autojump_clock: MockClock) -> None:
         assert await tunnel.read(3) == b"BYE"
         await gateway.sessions_ended()
         assert gateway.running.statistics().cache == ()
+    assert asked == []
 
 
 # -- a proxy behind this one -----------------------------------------------------------------------

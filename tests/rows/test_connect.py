@@ -364,6 +364,24 @@ async def test_h1_26_bytes_flow_both_ways_and_the_callbacks_run_as_for_a_101(
     assert (record.method, record.target, record.status) == ("CONNECT", TARGET.encode(), 200)
 
 
+@clear_legs
+async def test_h1_26_a_granted_tunnel_has_no_length_whatever_a_filter_says(
+    leg: Leg, autojump_clock: MockClock
+) -> None:
+    def add(_session: Session, head: ResponseHeader, _ctx: object) -> None:
+        head.headers.set("Content-Length", "5")
+        head.headers.set("Transfer-Encoding", "chunked")
+        head.headers.set("X-Tunnel", "yes")
+
+    recorder = Recorder(hooks={"response_filter": add})
+    async with open_matrix(recorder, shout, to_bytes(leg), conf=ALLOW) as gateway:
+        tunnel = await connect(gateway, early=b"hello, hello")
+        assert {name for name, _ in tunnel.fields} == {b"date", b"x-tunnel"}
+        assert await tunnel.read(12) == b"HELLO, HELLO"
+        await tunnel.half_close()
+        assert await tunnel.read(3) == b"BYE"
+
+
 @legs
 async def test_h1_26_what_came_before_the_200_is_the_tunnels(
     leg: Leg, autojump_clock: MockClock
