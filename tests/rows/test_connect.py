@@ -778,7 +778,8 @@ async def test_r_07_a_tunnel_whose_reader_has_stopped_holds_little(
             await trio.sleep(1)
             # What we may hold, and what both links do.
             assert 60000 < poured <= 262144 + 2 * 65536
-            (connection,) = gateway.running._server.connections
+            connections: list[Any] = list(gateway.running._server.connections)
+            (connection,) = connections
             assert connection.buffered <= 262144
             nursery.cancel_scope.cancel()
         await tunnel.leave()

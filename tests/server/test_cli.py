@@ -668,6 +668,7 @@ def test_options_that_streams_have_become_their_settings(
 
 #: An argument for each option that is for HTTP alone.
 FOR_HTTP = {
+    "--allow-connect": "a.test:443",
     "--cache": "memory",
     "--cache-size": "1M",
     "--h2c": None,
@@ -721,7 +722,7 @@ def test_an_option_of_http_beside_a_streams_url_is_one_line(
         told = refusal(capsys, "reverse", *line)
         assert told.startswith(f"trioproxy reverse: error: argument {option}: ")
         assert told.endswith(f"is for HTTP, and a:1 is for streams: leave {option} out\n")
-        if option in ("--cache", "--http", "--http1-codec", "--upstream-http"):
+        if option in ("--allow-connect", "--cache", "--http", "--http1-codec", "--upstream-http"):
             assert f": {value} is for HTTP" in told
 
 

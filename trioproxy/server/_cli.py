@@ -40,6 +40,7 @@ _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 #: Options that mean nothing to streams below HTTP.
 HTTP_ONLY = frozenset(
     {
+        "allow_connect",
         "cache",
         "cache_size",
         "h2c",
@@ -499,6 +500,8 @@ def _of_streams(
     for name in sorted(given.keys() & refused):
         value, flag = given[name], f"--{name.replace('_', '-')}"
         shown = "it" if value is True else f"{0 if value == math.inf else value}"
+        if isinstance(value, list):
+            shown = ", ".join(map(str, value))
         command.error(
             f"argument {flag}: {shown} is for HTTP, and {what} is for streams: leave {flag} out"
         )

@@ -41,23 +41,20 @@ class RawConnection(UpstreamConnection):
         "info",
         "on_idle_end",
         "on_room",
-        "received",
         "served",
         "spoke_out_of_turn",
         "transport",
     )
 
-    def __init__(self, transport: ByteStream, info: ConnectionInfo, received: bytes = b"") -> None:
+    def __init__(self, transport: ByteStream, info: ConnectionInfo) -> None:
         """Take over a connected transport.
 
         Args:
           transport: The bytes.
           info: Where they go.
-          received: Bytes that were read already.
         """
         self.transport = transport
         self.info = info
-        self.received = received
         self.dead = False
         self.served = 0
         self.spoke_out_of_turn = False
@@ -214,11 +211,7 @@ class RawUpstreamStream(UpstreamStream):
         if not self._greeted:
             await trio.lowlevel.checkpoint()
             self._greeted = True
-            batch: list[ResponseEvent] = [_granted()]
-            if connection.received:
-                batch.append(Data(connection.received))
-                connection.received = b""
-            return batch
+            return [_granted()]
         data: bytes | None = None
         try:
             if (

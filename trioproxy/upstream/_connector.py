@@ -24,9 +24,9 @@ from ..streams._h2_client import H2ClientConnection, H2ClientOptions
 from ..streams._raw import RawConnection
 from ..transport._byte_stream import ByteStream
 from ..transport._connect import connect
+from ..transport._greeted import GreetedStream
 from ..transport._tls import tls_client
 from ..transport._tls_client import ClientContexts
-from ..transport._greeted import GreetedStream
 from ..transport._watched import WatchedStream
 from ._negotiate import open_tunnel
 
