@@ -426,6 +426,8 @@ def run_example(name: str, about: str) -> None:
             origins.append(stack.enter_context(an_origin(serve_auth)))
         if name == "grpc_router":
             origins.append(stack.enter_context(an_origin(serve_grpc)))
+        if name == "forward_proxy":
+            origins = [origins[0].removeprefix("http://")]
         with nobody() as url:
             arguments = [*origins, url.removeprefix("http://")]
         certificates = "certs"
@@ -442,6 +444,7 @@ def run_example(name: str, about: str) -> None:
             "127.0.0.1:8080", arguments[len(origins)]
         )
         commands = commands.replace("certs/", f"{certificates}/")
+        commands = commands.replace("127.0.0.1:9000", origins[0])
         say(f"{about} Ctrl-C ends it.\n\n{commands.strip()}\n")
         if inspect.iscoroutinefunction(main):
             trio.run(lambda: main(*arguments))

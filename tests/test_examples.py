@@ -19,6 +19,7 @@ from examples import __main__ as runner
 from examples import (
     body_guard,
     caching_gateway,
+    forward_proxy,
     grpc_router,
     grpc_web_page,
     h2_to_h1,
@@ -74,6 +75,7 @@ from tests.server._network import (
     ask,
     connect,
     get,
+    receive_all,
     receive_until,
     serving,
 )
@@ -96,6 +98,7 @@ NAMES = [
     "cors",
     "failover",
     "forward_auth",
+    "forward_proxy",
     "grpc_router",
     "grpc_web_page",
     "h2_to_h1",
@@ -403,6 +406,49 @@ async def test_part_of_a_site_is_below_its_path() -> None:
             assert reply.fields["location"] == "/shop/done"
             assert reply.fields["set-cookie"] == "a=b; Path=/shop; HttpOnly; SameSite=Lax"
             assert (await ask(running.urls[0], get("/cart"))).status == 404
+
+
+async def tunnelled(url: str, target: str) -> Reply:
+    """Ask for a tunnel; where it is there, send a request through it."""
+    async with await connect(url) as stream:
+        await stream.send_all(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await stream.receive_some(1)
+        if not head.startswith(b"HTTP/1.1 200 "):
+            return Reply(head)
+        await stream.send_all(get("/a"))
+        return Reply(await receive_all(stream))
+
+
+async def test_forward_proxy_makes_tunnels_to_what_is_allowed_and_tells_of_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with the_origin() as peer:
+        allowed = forward_proxy.conf(str(peer))
+        conf = {"allow_connect": allowed.allow_connect, "h2c": allowed.h2c}
+        async with serving(forward_proxy.ForwardProxy(), **conf) as running:
+            (url,) = running.urls
+            reply = await tunnelled(url, str(peer))
+            assert reply.body.startswith(b"GET /a\n")
+            assert (await tunnelled(url, "127.0.0.2:80")).status == 403
+            assert (await ask(url)).status == 405
+            await running.drain()
+    (line,) = capsys.readouterr().out.splitlines()
+    size = len(reply.raw)
+    assert f" -> {peer}: {len(get('/a'))} bytes there, {size} bytes back" in line
+
+
+async def test_forward_proxy_runs_by_name_until_a_signal() -> None:
+    with trio.fail_after(30):
+        async with Program.start("examples", "forward_proxy") as program:
+            target = await program.until(r"(127\.0\.0\.1:\d+)/hello", out=True)
+            url = await program.until(r"listening on (\S+)\n")
+            assert (await tunnelled(url, target)).body.startswith(b"GET /a\n")
+            await program.until(r"bytes back", out=True)
+            assert await program.ends(signal.SIGINT) == 0
+            assert f"--proxy {url} http://{target}/hello" in program.out
+            assert "Traceback" not in program.err
 
 
 async def test_inside_trio_app_forwards() -> None:

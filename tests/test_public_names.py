@@ -30,6 +30,7 @@ NAMES = [
     "Running",
     "ServerConf",
     "Listener",
+    "ConnectRule",
     "TlsSettings",
     "H2Limits",
     "serve",

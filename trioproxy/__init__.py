@@ -7,6 +7,7 @@ from inspect import get_annotations as _get_annotations
 from ._backoff import backoff as backoff
 from ._config import Listener as Listener
 from ._config import ServerConf as ServerConf
+from ._connect_target import ConnectRule as ConnectRule
 from ._errors import ErrorSource as ErrorSource
 from ._errors import ErrorType as ErrorType
 from ._errors import ProxyError as ProxyError

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from ._connect_target import ConnectRule, connect_rules
 from ._h2_limits import H2Limits
 from ._tls_settings import TlsSettings
 
@@ -164,6 +165,9 @@ class ServerConf:
       server_name: The Server field of the answers made here.
       refuse_underscores: Refuse every field name with an underscore, not only the dangerous ones.
       allow_trace: Pass TRACE requests on.
+      allow_connect: The targets that CONNECT requests may have: texts ``HOST:PORT``, each part
+        perhaps ``*``, HOST perhaps ``*.example.com``, or `ConnectRule` objects. Without one the
+        method is refused.
     """
 
     connect_timeout: float = attrs.field(default=5.0, validator=_seconds)
@@ -213,6 +217,7 @@ class ServerConf:
     server_name: str = attrs.field(default="trioproxy", validator=_token)
     refuse_underscores: bool = attrs.field(default=False, validator=_flag)
     allow_trace: bool = attrs.field(default=False, validator=_flag)
+    allow_connect: tuple[ConnectRule, ...] = attrs.field(default=(), converter=connect_rules)
 
     def __attrs_post_init__(self) -> None:
         check_versions(self.http, self.h2c)

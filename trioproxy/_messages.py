@@ -8,6 +8,7 @@ from typing import Final, final
 
 import attrs
 
+from ._connect_target import ConnectTarget
 from ._headers import Headers, Text
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -34,6 +35,7 @@ class RequestFacts:
         7.8); empty where the offer has no effect.
       te_trailers: Whether the client takes trailers.
       extended_connect: Whether the offer came as an extended CONNECT (RFC 8441).
+      connect: Where the request wants a tunnel to, if it is a CONNECT (RFC 9110 section 9.3.6).
     """
 
     content_length: int | None = None
@@ -46,6 +48,7 @@ class RequestFacts:
     offers: tuple[bytes, ...] = ()
     te_trailers: bool = False
     extended_connect: bool = False
+    connect: ConnectTarget | None = None
 
     @property
     def has_body(self) -> bool:
@@ -201,6 +204,22 @@ class RequestHeader:
         if facts is None or not facts.offers:
             return None
         return self.headers.get_bytes(b"upgrade")
+
+    @property
+    def asks_to_switch(self) -> bool:
+        """Whether an answer may make a tunnel of the exchange, as it is CONNECT or has `offers`."""
+        facts = self.facts
+        return facts is not None and (facts.connect is not None or self.offers is not None)
+
+    def switched_by(self, status: int) -> bool:
+        """Tell whether an answer of this status makes a tunnel of the exchange.
+
+        That is a 101, or any 2xx where the request is CONNECT (RFC 9110 section 9.3.6).
+        """
+        if status == 101:
+            return True
+        facts = self.facts
+        return facts is not None and facts.connect is not None and 200 <= status < 300
 
     @property
     def authority(self) -> str:

@@ -164,6 +164,7 @@ class HttpPeer:
       options: Timeouts, socket options, TLS and HTTP versions.
       reuse_key: What two peers must share for one to use the other's idle connection.
       name: The peer as a log shows it.
+      carries_bytes: Whether a connection to it carries bytes and no HTTP, as a tunnel's does.
     """
 
     host: str | None = None
@@ -181,6 +182,7 @@ class HttpPeer:
     name: str = attrs.field(init=False, repr=False, eq=False)
     _server_name: str | None = attrs.field(init=False, default=None, repr=False, eq=False)
     _http1: HttpPeer | None = attrs.field(init=False, default=None, repr=False, eq=False)
+    carries_bytes: bool = attrs.field(init=False, default=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.scheme not in _PORTS:
@@ -410,6 +412,16 @@ class HttpPeer:
             limited = attrs.evolve(self, options=self.options.with_http_version(1, 1))
             object.__setattr__(self, "_http1", limited)
         return self._http1
+
+    def raw(self) -> HttpPeer:
+        """Return the same peer for a tunnel: a connection to it carries bytes and is never reused."""
+        options = self.options
+        if options.http_version != (1, 1):  # no HTTP/2 is to be agreed on for the two ends of it
+            options = options.with_http_version(1, 1)
+        peer = attrs.evolve(self, options=options)
+        object.__setattr__(peer, "carries_bytes", True)
+        object.__setattr__(peer, "reuse_key", ("tunnel", peer.reuse_key))
+        return peer
 
     def __str__(self) -> str:
         return self.name

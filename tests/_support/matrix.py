@@ -816,7 +816,7 @@ def peer_for(upstream: _Network, peer: HttpPeer | str, **options: Any) -> HttpPe
 def _conf(conf: ServerConf, leg: Leg) -> ServerConf:
     """Return the settings of a server that speaks what the leg says, and nothing else."""
     changes: dict[str, Any] = {}
-    if leg.tls:
+    if leg.tls and conf.tls is None:
         changes["tls"] = TlsSettings(certificate(SITE))
     if leg == H2C:
         changes["h2c"] = True

@@ -38,6 +38,7 @@ from trioproxy.proxy._record import ExchangeRecord
 from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
+from trioproxy.streams._raw import RawConnection
 from trioproxy.transport._byte_stream import StreamAdapter
 from trioproxy.upstream._connector import Connector
 from trioproxy.upstream._pool import Pool
@@ -535,6 +536,8 @@ class MemoryConnector(Connector):
         ours, theirs = _pair(self.lockstep)
         self.nursery.start_soon(self._serve, outcome, Wire(theirs, number))
         info = ConnectionInfo("192.0.2.10:40000", f"192.0.2.20:{peer.port}", trio.current_time())
+        if peer.carries_bytes:
+            return RawConnection(self.adapt(ours), info)
         return H1ClientConnection(self.adapt(ours), info, ResponseReader(self.limits))
 
     async def _serve(self, origin: Origin, wire: Wire) -> None:
@@ -581,7 +584,9 @@ class Gateway:
         connection = H1ServerConnection(
             self.connector.adapt(theirs),
             ConnectionInfo("192.0.2.1:80", f"198.51.100.1:{50000 + client.number}"),
-            RequestReader(HeadLimits(), max_body_bytes=conf.max_body_bytes),
+            RequestReader(
+                HeadLimits(allow_connect=conf.allow_connect), max_body_bytes=conf.max_body_bytes
+            ),
             H1ServerOptions(
                 header_timeout=conf.header_timeout,
                 idle_timeout=conf.idle_timeout,

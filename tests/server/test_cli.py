@@ -15,6 +15,7 @@ import trustme
 
 import trioproxy
 from tests.server._network import Program, an_origin, answering, ask, get
+from trioproxy import ConnectRule
 from trioproxy.cache import DiskStorage, MemoryStorage, Storage
 from trioproxy.server import _cli
 from trioproxy.server._cli import main
@@ -111,6 +112,11 @@ def test_without_options_everything_has_the_default() -> None:
         (("--http", "1"), "http", "1"),
         (("--http", "2"), "http", "2"),
         (("--h2c",), "h2c", True),
+        (
+            ("--allow-connect", "*.A.test:443", "--allow-connect", "[::1]:*"),
+            "allow_connect",
+            (ConnectRule("*.a.test", 443), ConnectRule("::1", None)),
+        ),
     ],
 )
 def test_an_option_becomes_the_setting_of_its_name(
@@ -388,6 +394,9 @@ async def test_what_is_stored_on_disk_is_served_after_a_restart(tmp_path: Path) 
         (("reverse", URL, "--bind", "a:65536"), "argument --bind: 'a:65536' is not a bind address"),
         (("reverse", URL, "--bind", "unix:"), "argument --bind: 'unix:' is not a bind address"),
         (("reverse", URL, "--bind"), "argument --bind: expected one argument"),
+        (("reverse", URL, "--allow-connect", "a.test"), "--allow-connect: 'a.test' allows nothing"),
+        (("run", "x:y", "--allow-connect", "a/8:1"), "--allow-connect: 'a/8:1' allows nothing"),
+        (("run", "x:y", "--allow-connect", "127.1:1"), "HOST:PORT is right, such as example.com:4"),
         (("reverse", URL, "--grace", "x"), "argument --grace: 'x' is not a number of seconds: 0"),
         (("reverse", URL, "--grace", "-1"), "argument --grace: '-1' is not a number of seconds"),
         (("reverse", URL, "--grace", "nan"), "argument --grace: 'nan' is not a number of seconds"),
@@ -594,7 +603,7 @@ OF_REVERSE = {
 }
 SHARED = {
     "--help", "--bind", "--tls-cert", "--tls-key", "--tls-self-signed", "--tls-client-ca", "--http",
-    "--h2c", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
+    "--h2c", "--allow-connect", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
     "--write-timeout", "--idle-timeout", "--header-timeout", "--max-header-bytes",
     "--max-body-bytes", "--grace", "--log-level",
 }  # fmt: skip
@@ -659,6 +668,7 @@ def test_options_that_streams_have_become_their_settings(
 
 #: An argument for each option that is for HTTP alone.
 FOR_HTTP = {
+    "--allow-connect": "a.test:443",
     "--cache": "memory",
     "--cache-size": "1M",
     "--h2c": None,
@@ -712,7 +722,7 @@ def test_an_option_of_http_beside_a_streams_url_is_one_line(
         told = refusal(capsys, "reverse", *line)
         assert told.startswith(f"trioproxy reverse: error: argument {option}: ")
         assert told.endswith(f"is for HTTP, and a:1 is for streams: leave {option} out\n")
-        if option in ("--cache", "--http", "--http1-codec", "--upstream-http"):
+        if option in ("--allow-connect", "--cache", "--http", "--http1-codec", "--upstream-http"):
             assert f": {value} is for HTTP" in told
 
 

@@ -354,3 +354,46 @@ async def test_a_bad_length_is_taken_where_the_peer_allows_it() -> None:
         connection.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n")
         assert (connection.failure is None) == allowed
         connection.close()
+
+
+# -- bytes in place of HTTP ------------------------------------------------------------------------
+
+
+async def test_who_is_spoken_no_http_with_may_speak_before_we_do() -> None:
+    async def script(_memory: Memory, stream: trio.abc.Stream) -> None:
+        await stream.send_all(GRANTED + b"220 ready")
+        assert await stream.receive_some() == b"hello"
+        await stream.send_all(b"250 fine")
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            memory = Memory(script, nursery)
+            peer = HttpPeer.new_proxy(
+                "proxy.example:3128", "origin.example", 25, options=PeerOptions(custom_l4=memory)
+            )
+            connector = SocketConnector(ServerConf())
+            transport, info = await connector.open(peer, ())
+            assert info.proxy_reply is not None
+            assert transport.receive_ready(3) == b"220"
+            assert await transport.receive_some(3) == b" re"
+            assert await transport.receive_some() == b"ady"
+            assert transport.receive_ready() is None
+            await transport.send_parts([b"hello"], 1)
+            assert await transport.receive_some() == b"250 fine"
+            transport.close_now()
+
+
+async def test_who_is_spoken_http_or_tls_with_may_not() -> None:
+    for peer in (
+        HttpPeer.new_proxy("proxy.example:3128", "origin.example", 80),
+        HttpPeer.new_proxy("proxy.example:3128", "origin.example", 443, tls=True).raw(),
+    ):
+        async with trio.open_nursery() as nursery:
+            memory = Memory(says(GRANTED + b"220 ready"), nursery)
+            there = attrs.evolve(peer, options=PeerOptions(custom_l4=memory))
+            if peer.carries_bytes:
+                there = there.raw()
+            with pytest.raises(ProxyError) as caught:
+                await SocketConnector(ServerConf()).connect(there)
+            assert caught.value.etype == ErrorType.ConnectProxyFailure
+            nursery.cancel_scope.cancel()

@@ -26,15 +26,19 @@ def connect_request(authority: str, headers: Iterable[tuple[bytes, bytes]]) -> b
 class ConnectReader:
     """Reads the answer to one CONNECT request, up to the end of its head and not a byte further."""
 
-    __slots__ = ("_reader", "response")
+    __slots__ = ("_reader", "_speaks_first", "behind", "response")
 
-    def __init__(self, limits: HeadLimits, codec: H1Codec) -> None:
+    def __init__(self, limits: HeadLimits, codec: H1Codec, *, speaks_first: bool = False) -> None:
         """Start in front of the answer.
 
         Args:
           limits: Bounds on its head.
           codec: Parses it.
+          speaks_first: Whether the tunnel may lead to somebody who speaks before we do.
         """
+        self._speaks_first = speaks_first
+        #: What came behind the head of an answer that opened the tunnel.
+        self.behind = b""
         self._reader = ResponseReader(limits, codec)
         self._reader.expect("CONNECT")
         #: The final head, once it was read.
@@ -50,20 +54,21 @@ class ConnectReader:
         """
         reader = self._reader
         reader.feed(data)
-        behind = False
+        behind = b""
         for event in reader.events():
             if type(event) is ResponseHeader:
                 if event.status >= 200:
                     self.response = event
             elif type(event) is Data:
-                behind = True
+                behind += event.data
         response = self.response
         if response is None:
             return False
         if 200 <= response.status < 300:
             if "transfer-encoding" in response.headers:
                 raise MessageRefused(502, "a tunnel has no Transfer-Encoding")
+            self.behind = behind + bytes(reader.buffer)
             # Nobody has spoken into the tunnel yet, so that nobody can have answered.
-            if behind or reader.buffer:
+            if self.behind and not self._speaks_first:
                 raise MessageRefused(502, "there are bytes behind the answer's head")
         return True

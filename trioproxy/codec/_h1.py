@@ -239,9 +239,9 @@ class RequestReader(_Reader):
         return []
 
     def start_tunnel(self) -> None:
-        """Switch protocols: a 101 was sent, and what lies behind the request's head is raw.
+        """Open the tunnel: a 101 was sent, or a 2xx to CONNECT; what is behind the head is raw.
 
-        Bytes held back until now come out as content (row H1-24).
+        Bytes held back until now come out as content (rows H1-24, H1-26).
         """
         self._state = "tunnel"
         self._chunked = None

@@ -43,7 +43,7 @@ class Framing(enum.Enum):
     LENGTH = "content-length"
     CHUNKED = "chunked"
     CLOSE = "until close"
-    TUNNEL = "after a switch of protocols"
+    TUNNEL = "behind a switch of protocols, or a granted CONNECT"
 
 
 def _fields(headers: Headers, drop: frozenset[bytes]) -> list[bytes]:
@@ -108,7 +108,8 @@ def encode_response_head(
 
     Args:
       head: The response.
-      framing: As in `encode_request_head`; `Framing.CLOSE` drops Content-Length as well.
+      framing: As in `encode_request_head`; `Framing.CLOSE` drops Content-Length as well, and so
+        does `Framing.TUNNEL`, with which a 101 says what it switches to.
       date: The Date to add where the head has none (RFC 9110 section 6.6.1), or None.
       connection: The value of Connection, or None for no such field (1xx).
       coding: Say that the content is chunked, which an answer to HEAD may although it has none.
@@ -119,14 +120,20 @@ def encode_response_head(
     if line is None:
         line = b"HTTP/1.1 %d %s\r\n" % (status, reason if reason is not None else b"")
     drop = _MADE_HERE
-    if framing is Framing.CHUNKED or framing is Framing.CLOSE or status < 200 or status == 204:
+    if (
+        framing is Framing.CHUNKED
+        or framing is Framing.CLOSE
+        or framing is Framing.TUNNEL
+        or status < 200
+        or status == 204
+    ):
         drop = _MADE_HERE_TOO
     parts = [line, *_fields(head.headers, drop)]
     if date is not None and b"date" not in [field[0] for field in head.headers.fields]:
         parts.append(b"Date: %s\r\n" % date)
     if coding or framing is Framing.CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    if framing is Framing.TUNNEL:
+    if status == 101:
         parts.append(
             b"Connection: upgrade\r\nUpgrade: %s\r\n" % head.headers.get_bytes(b"upgrade", b"")
         )

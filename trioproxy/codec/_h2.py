@@ -29,7 +29,7 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
 
 from .._h2_limits import H2Limits
-from .._messages import RequestHeader, ResponseHeader
+from .._messages import RequestHeader
 from ..semantics._framing import HeadLimits, MessageRefused
 from ..semantics._h2 import (
     MalformedMessage,
@@ -108,7 +108,16 @@ class _How(enum.Enum):
 class _Live:
     """What the adapter knows of a stream that is not over."""
 
-    __slots__ = ("extended", "got_head", "left", "local_end", "method", "remote_end", "stream")
+    __slots__ = (
+        "extended",
+        "got_head",
+        "left",
+        "local_end",
+        "method",
+        "remote_end",
+        "stream",
+        "tunnel",
+    )
 
     def __init__(self, stream: Any, method: str, extended: RequestHeader | None = None) -> None:
         self.stream = stream
@@ -116,6 +125,8 @@ class _Live:
         #: The request that went out as an extended CONNECT.
         self.extended = extended
         self.got_head = False
+        #: Whether a request of the peer's wants a tunnel: no header block may follow.
+        self.tunnel = False
         #: Content that its declared length still promises, None without one.
         self.left: int | None = None
         self.local_end = False
@@ -403,7 +414,7 @@ class H2Codec:
             if first.stream_error is not None:
                 raise MalformedMessage(first.stream_error[1])
             if kind is h2.events.RequestReceived:
-                head: RequestHeader | ResponseHeader = check_h2_request(
+                head = check_h2_request(
                     event.headers,
                     end_stream=end,
                     limits=self.options.head_limits,
@@ -413,8 +424,11 @@ class H2Codec:
                 assert head.facts is not None
                 live.got_head = True
                 live.left = head.facts.content_length
+                live.tunnel = head.facts.connect is not None or head.facts.extended_connect
                 events.append(HeadReceived(stream_id, head, end))
             elif kind is h2.events.TrailersReceived:
+                if live.tunnel:  # RFC 9113 section 8.5
+                    raise MalformedMessage("a header block in a tunnel")
                 if not end:
                     raise MalformedMessage("a second header block does not end the stream")
                 if live.left:

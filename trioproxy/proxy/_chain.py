@@ -174,7 +174,8 @@ class ResponseStage:
         return out
 
     async def _see_head(self, head: ResponseHeader, ends: bool) -> None:
-        final = head.status >= 200
+        # A tunnel's head, CONNECT's 200 too, is neither the end nor that of a message.
+        final = head.status >= 200 and not self._session.req_header().switched_by(head.status)
         if final:
             length = head.headers.get_bytes(b"content-length")
             self._has_body = response_has_body(head, self._session.req_header().method, length)
@@ -254,7 +255,7 @@ class ModuleStream(OverStream):
                 out += await self._pass_on(batch[start:index])
                 start = index
                 await self._see_head(event, batch[index + 1 :])
-                if event.status == 101:
+                if self._session.req_header().switched_by(event.status):
                     self._switched = True
                     return out + batch[index:]
             out += await self._pass_on(batch[start:])
@@ -269,6 +270,7 @@ class ModuleStream(OverStream):
             length = head.headers.get_bytes(b"content-length")
             has_body = response_has_body(head, session.req_header().method, length)
             over = head.status >= 200 and (not has_body or rest[:1] == [END])
+            over = over and not session.req_header().switched_by(head.status)
             session._phase = "adjust_upstream_modules"
             await adjust(session, head, over, self._ctx)
         self._row = None

@@ -200,7 +200,12 @@ class Engine:
                 over = True
                 return
             serves = stream.info.serves
-            if serves is not None and not serves(request.authority):
+            # A CONNECT names where it wants to go, not the name that this server is reached by.
+            if (
+                serves is not None
+                and not session.is_connect_req()
+                and not serves(request.authority)
+            ):
                 await self._misdirected(session)
                 over = True
                 return
@@ -309,7 +314,11 @@ class Engine:
                 session._phase = "request_filter"
                 if await filters.request_filter(session, ctx):
                     return await self._answered(session)
-            if filters.caches and await cache_stage(session, filters, ctx, self._conf):
+            if (
+                filters.caches
+                and not session.is_connect_req()  # a tunnel is no matter of a cache
+                and await cache_stage(session, filters, ctx, self._conf)
+            ):
                 return session.error
             if filters.proxy_upstream_filter is not None:
                 session._phase = "proxy_upstream_filter"
@@ -423,7 +432,9 @@ class Engine:
         session._peer_name = peer.name
         try:
             offers = session.req_header().offers is not None
-            lease = await self._services.pool.lease(peer, fresh=fresh, http1=offers)
+            lease = await self._services.pool.lease(
+                peer, fresh=fresh, http1=offers, raw=session.is_connect_req()
+            )
         except Exception as exc:  # a connector of the user's own may raise anything
             error = as_proxy_error(exc, session, "connecting")
             return self._connect_failed(session, ctx, peer, error)

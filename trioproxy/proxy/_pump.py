@@ -76,7 +76,7 @@ class Upload:
 async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[ResponseEvent] | None:
     """Carry one attempt's request and response to their ends, and return None.
 
-    Where the origin switched protocols, what came behind its 101 is returned: a tunnel follows.
+    Where the answer made a tunnel of it, what came behind its head is returned: that follows.
 
     Raises:
       ProxyError: the attempt failed.
@@ -85,8 +85,8 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
     body = exchange.session._body
     body.start_attempt()
     if not body.expected:
-        if exchange.request.offers is not None:
-            return await _offer_upgrade(exchange)
+        if exchange.request.asks_to_switch:
+            return await _ask_to_switch(exchange)
         await _send_without_body(exchange)
         return await _respond(exchange)
     if exchange.filters.request_body_filter is None and body.complete_and_pending:
@@ -165,8 +165,8 @@ async def _send(exchange: Exchange, *events: RequestEvent) -> bool:
     return True
 
 
-async def _offer_upgrade(exchange: Exchange) -> list[ResponseEvent] | None:
-    """Send a request that offers to switch protocols, and go on as the origin decides.
+async def _ask_to_switch(exchange: Exchange) -> list[ResponseEvent] | None:
+    """Send a request whose answer may open a tunnel, and go on as the origin decides.
 
     The end of the request's body is told once: now, where the origin answered as to any request, or
     by the tunnel when the client half-closes.
@@ -274,7 +274,7 @@ async def pump_request(exchange: Exchange) -> None:
 async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
     """Carry the response from the origin to the client until its end, and return None.
 
-    Where the origin switched protocols it ends behind the 101, and returns what came with it.
+    Where a head opens a tunnel it ends behind that, and returns what came with it.
     """
     session, upstream, filters, ctx = (
         exchange.session,
@@ -323,18 +323,19 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 head: ResponseHeader = event  # type: ignore[assignment]
                 strip_response(head)
                 length_as_received = head.headers.get_bytes(b"content-length")
-                switches = head.status == 101
+                switches = session.req_header().switched_by(head.status)
                 if filters.upstream_response_filter is not None:
                     session._phase = "upstream_response_filter"
                     await filters.upstream_response_filter(session, head, ctx)
                 if filters.response_filter is not None:
                     session._phase = "response_filter"
                     await filters.response_filter(session, head, ctx)
-                if (head.status == 101) is not switches:
+                if session.req_header().switched_by(head.status) is not switches:
                     # The origin alone switches protocols (row U1-07): what follows its head is
                     # either a message or a tunnel, whatever a filter writes there.
                     raise ProxyError.explain(
-                        ErrorType.InternalError, "a filter has made or unmade a 101"
+                        ErrorType.InternalError,
+                        "a filter has made or unmade a status that opens a tunnel",
                     ).into_in()
                 if switches:
                     await session._send_events(*out, head)

@@ -20,6 +20,8 @@ from .._messages import (
     ResponseHeader,
     Trailers,
 )
+from .._options import DEFAULT
+from .._peer import HttpPeer
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..modules._abc import ModulesCtx
@@ -30,7 +32,7 @@ from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
 
 if TYPE_CHECKING:
-    from .._peer import HttpPeer
+    from .._peer import PeerOptions, Proxy
     from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
     from ._bound import Filters
@@ -254,9 +256,33 @@ class Session:
         """
         return self._request.version != "HTTP/1.0" and b"upgrade" in self._request.headers
 
+    def is_connect_req(self) -> bool:
+        """Tell whether the request asks for a tunnel to the target that it names: CONNECT."""
+        facts = self._request.facts
+        return facts is not None and facts.connect is not None
+
+    def connect_peer(
+        self, *, proxy: Proxy | None = None, options: PeerOptions | None = None
+    ) -> HttpPeer:
+        """Return the target of a CONNECT request as a peer, which `upstream_peer` may return.
+
+        Args:
+          proxy: The HTTP CONNECT proxy that leads there, None for a direct way.
+          options: Timeouts and socket options.
+
+        Raises:
+          ValueError: the request is no CONNECT.
+        """
+        facts = self._request.facts
+        target = None if facts is None else facts.connect
+        if target is None:
+            raise ValueError(f"{self._request.method} has no such target: CONNECT has")
+        return HttpPeer(target.host, target.port, proxy=proxy, options=options or DEFAULT)
+
     def was_upgraded(self) -> bool:
-        """Tell whether the exchange became a tunnel: a 101 was sent."""
-        return self._response is not None and self._response.status == 101
+        """Tell whether the exchange became a tunnel: a 101 was sent, or a 2xx to CONNECT."""
+        response = self._response
+        return response is not None and self._request.switched_by(response.status)
 
     def is_http2(self) -> bool:
         """Tell whether the client speaks HTTP/2."""
@@ -439,7 +465,7 @@ class Session:
         self, modules: ModulesCtx, events: tuple[ResponseEvent, ...]
     ) -> tuple[ResponseEvent, ...]:
         """Return what the modules make of events; a tunnel is none of their business."""
-        if self._response is not None and self._response.status == 101:
+        if self.was_upgraded():
             return events
         if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
             acting = modules.with_hook(*RESPONSE_HOOKS)

@@ -1,4 +1,4 @@
-"""Behind a 101: bytes both ways, through the body filters, until both sides have ended.
+"""Behind a 101, or a 2xx to CONNECT: bytes both ways, through the body filters, to both ends.
 
 Towards the origin: downstream -> `request_body_filter` -> upstream. Towards the client: upstream ->
 `upstream_response_body_filter` -> `response_body_filter` -> downstream. ``end_of_stream`` is True
@@ -62,7 +62,7 @@ async def run_tunnel(exchange: Exchange, nursery: trio.Nursery, first: list[Resp
     Args:
       exchange: The attempt whose origin switched protocols.
       nursery: The session's.
-      first: What came from the origin right behind its 101.
+      first: What came from the origin right behind the head that did.
 
     Raises:
       ProxyError: a side broke, or nothing moved for too long.

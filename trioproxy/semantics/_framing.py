@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 
 import attrs
 
+from .._connect_target import ConnectRule, ConnectTarget, plain_host
 from .._headers import Field, Headers
 from .._messages import RequestFacts, RequestHeader, ResponseFacts, ResponseHeader
 
@@ -53,7 +54,7 @@ class MessageRefused(Exception):
 
     Attributes:
       status: What to answer (502 where it was a response).
-      text: A short sentence for people; it never holds bytes of the message.
+      text: A short sentence for people; of the message it holds nothing but a checked target.
       silent: Whether to close without an answer, which nobody would understand.
     """
 
@@ -74,6 +75,7 @@ class HeadLimits:
       max_target_bytes: The size of a request target.
       refuse_underscores: Refuse every field name with an underscore.
       allow_trace: Take TRACE requests.
+      allow_connect: The targets of CONNECT requests that are taken; none refuses the method.
       allow_invalid_length: Let a response with a repeated or malformed Content-Length end with its
         connection: its reader leaves the field out.
     """
@@ -83,6 +85,7 @@ class HeadLimits:
     max_target_bytes: int = 16384
     refuse_underscores: bool = False
     allow_trace: bool = False
+    allow_connect: tuple[ConnectRule, ...] = ()
     allow_invalid_length: bool = False
 
 
@@ -240,7 +243,10 @@ def check_request(
         facts.offers = ()
     facts.hop_by_hop = hop
     if method == b"CONNECT":
-        raise MessageRefused(405, "CONNECT is not offered here")  # H1-26
+        if not limits.allow_connect:
+            raise MessageRefused(405, "CONNECT is not offered here")  # H1-26
+        if lengths is not None or codings is not None:
+            raise _bad("a CONNECT request with content")
     if method == b"TRACE" and not limits.allow_trace:
         raise MessageRefused(405, "TRACE is not offered here")
     if host is None:
@@ -248,7 +254,10 @@ def check_request(
             raise _bad("no Host field")
     elif not valid_host(host):
         raise _bad("malformed Host")
-    target, fields = _check_target(method, target, fields)
+    if method == b"CONNECT":
+        target, fields = take_connect(target, host, fields, facts, limits)
+    else:
+        target, fields = _check_target(method, target, fields)
     return RequestHeader.trusted(
         method.decode("ascii"),
         target,
@@ -329,6 +338,63 @@ def _check_target(method: bytes, target: bytes, fields: list[Field]) -> tuple[by
         rest = b"/" + rest
     fields = [(b"host", b"Host", authority)] + [field for field in fields if field[0] != b"host"]
     return rest, fields
+
+
+def take_connect(
+    target: bytes,
+    host: bytes | None,
+    fields: list[Field],
+    facts: RequestFacts,
+    limits: HeadLimits,
+) -> tuple[bytes, list[Field]]:
+    """Take a CONNECT request: see where it wants to go, and whether it may (row H1-26).
+
+    It has no content, so that nothing invites any, and it switches to nothing but a tunnel.
+
+    Args:
+      target: Its target, ``host:port``.
+      host: Its Host, which says the same; it may leave the port out (RFC 9112 section 3.2.3).
+      fields: Its fields.
+      facts: What was found; gets the target.
+      limits: What is allowed.
+
+    Returns:
+      The target in its one spelling, and the fields with the Host that goes with it.
+
+    Raises:
+      MessageRefused: 400, it is malformed or has two readings; 403, it is not allowed.
+    """
+    try:
+        wanted = ConnectTarget.parse(target.decode("latin-1"))
+    except ValueError as exc:
+        raise _bad(f"malformed target of CONNECT: {exc}") from None
+    if host is not None and not _names(host.decode("latin-1"), wanted):
+        raise _bad("the target of CONNECT and Host differ")
+    if not any(rule.allows(wanted) for rule in limits.allow_connect):
+        raise MessageRefused(403, f"CONNECT to {wanted} is not allowed here")
+    facts.connect = wanted
+    facts.expect_continue = facts.chunked = False
+    facts.offers = ()
+    target = str(wanted).encode("ascii")
+    return target, [
+        (b"host", b"Host", target),
+        *(field for field in fields if field[0] not in _NOT_IN_CONNECT),
+    ]
+
+
+def _names(host: str, wanted: ConnectTarget) -> bool:
+    """Tell whether a Host is that of a target, with its port or without one."""
+    try:
+        return plain_host(host) == wanted.host
+    except ValueError:
+        pass
+    try:
+        return ConnectTarget.parse(host) == wanted
+    except ValueError:
+        return False
+
+
+_NOT_IN_CONNECT = frozenset({b"host", b"expect", b"upgrade"})
 
 
 def check_response(

@@ -26,6 +26,7 @@ from ._framing import (
     MessageRefused,
     check_underscore,
     parse_length,
+    take_connect,
     valid_host,
 )
 
@@ -39,6 +40,7 @@ FIELD_OVERHEAD = 32
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _STATUS = re.compile(rb"[1-9][0-9][0-9]")
+_PORT = re.compile(rb":[0-9]+\Z")
 # All but the controls that no value may have; removing them in one go is faster than a pattern.
 _FINE = bytes(set(range(256)) - set(range(32)) - {0x7F} | {0x09})
 _FORBIDDEN = frozenset(b"connection keep-alive proxy-connection transfer-encoding upgrade".split())
@@ -213,16 +215,15 @@ def check_h2_request(
     if method == b"CONNECT" and protocol is None:
         if b":scheme" in pseudo or b":path" in pseudo:
             raise MalformedMessage("a CONNECT request with a target")
-        raise MessageRefused(405, "CONNECT is not offered here")
-    if pseudo.get(b":scheme", b"").lower() not in (b"http", b"https"):
-        raise MalformedMessage("no :scheme that is http or https")
-    target = pseudo.get(b":path", b"")
-    if (
-        not target
-        or BAD_TARGET.search(target)
-        or (target[:1] != b"/" and (target != b"*" or method != b"OPTIONS"))
-    ):
-        raise MalformedMessage("no :path that is one")
+        if not limits.allow_connect:
+            raise MessageRefused(405, "CONNECT is not offered here")
+        if length is not None:
+            raise MalformedMessage("a CONNECT request with a Content-Length")
+        if not _PORT.search(pseudo.get(b":authority", b"")):
+            raise MalformedMessage("a CONNECT request without a port")
+        target, out = take_connect(authority, None, out, facts, limits)
+    else:
+        target = _path(pseudo, method)
     if protocol is not None:
         method = _switch(method, protocol, out, facts, connect_protocol)
     if len(target) > limits.max_target_bytes:
@@ -236,6 +237,20 @@ def check_h2_request(
     return RequestHeader.trusted(
         method.decode("ascii"), target, "HTTP/2", Headers.trusted(out), scheme, facts
     )
+
+
+def _path(pseudo: dict[bytes, bytes], method: bytes) -> bytes:
+    """Return the target of a request that is no plain CONNECT."""
+    if pseudo.get(b":scheme", b"").lower() not in (b"http", b"https"):
+        raise MalformedMessage("no :scheme that is http or https")
+    target = pseudo.get(b":path", b"")
+    if (
+        not target
+        or BAD_TARGET.search(target)
+        or (target[:1] != b"/" and (target != b"*" or method != b"OPTIONS"))
+    ):
+        raise MalformedMessage("no :path that is one")
+    return target
 
 
 def _length(value: bytes) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import attrs
 
 from .._config import Listener, ServerConf
+from .._connect_target import ConnectRule
 from .._peer import HttpPeer
 from .._tls_settings import TlsSettings
 from .._version import __version__
@@ -39,6 +40,7 @@ _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 #: Options that mean nothing to streams below HTTP.
 HTTP_ONLY = frozenset(
     {
+        "allow_connect",
         "cache",
         "cache_size",
         "h2c",
@@ -115,6 +117,14 @@ def origin(text: str) -> HttpPeer | StreamPeer:
                 "http+unix:PATH or tcp://host:port is"
             )
         return HttpPeer.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def allowed(text: str) -> ConnectRule:
+    """Read what a CONNECT request may ask for."""
+    try:
+        return ConnectRule.parse(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
 
@@ -233,6 +243,15 @@ def _options() -> _Parser:
         "--h2c",
         action="store_true",
         help="also accept HTTP/2 with prior knowledge on cleartext binds",
+    )
+    parser.add_argument(
+        "--allow-connect",
+        metavar="HOST:PORT",
+        type=allowed,
+        action="append",
+        default=[],
+        help="take CONNECT requests for this target, repeatable; either part may be *, and HOST "
+        "*.example.com (default none)",
     )
     parser.add_argument(
         "--http1-codec",
@@ -481,7 +500,7 @@ def _of_streams(
     for name in sorted(given.keys() & refused):
         value, flag = given[name], f"--{name.replace('_', '-')}"
         shown = "it" if value is True else f"{0 if value == math.inf else value}"
-        if isinstance(value, list):  # an option that may be repeated
+        if isinstance(value, list):
             shown = ", ".join(map(str, value))
         command.error(
             f"argument {flag}: {shown} is for HTTP, and {what} is for streams: leave {flag} out"

@@ -82,6 +82,7 @@ class HttpService(Service):
             max_target_bytes=conf.max_target_bytes,
             refuse_underscores=conf.refuse_underscores,
             allow_trace=conf.allow_trace,
+            allow_connect=conf.allow_connect,
         )
         shared: dict[str, Any] = {
             "idle_timeout": conf.idle_timeout,

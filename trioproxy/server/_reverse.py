@@ -135,10 +135,16 @@ class Reverse(ProxyHttp[Turn]):
         return Turn(next(self._starts), len(self.peers), len(self.peers))
 
     async def upstream_peer(self, session: Session, ctx: Turn) -> HttpPeer:
-        """Return the peer whose turn it is; a request that goes in a circle gets 508 (row F-16)."""
+        """Return the peer whose turn it is, or the target that a CONNECT names.
+
+        A request that goes in a circle gets 508 (row F-16).
+        """
         via = session.req_header().headers
         if b"via" in via and self._rounds(via) >= MAX_ROUNDS:
             raise ProxyError.status(508, "the request came back to this proxy again and again")
+        if session.is_connect_req():
+            ctx.left = 1  # there is one way to what it names
+            return session.connect_peer()
         return self.peers[ctx.index]
 
     def _rounds(self, headers: Headers) -> int:
@@ -157,6 +163,8 @@ class Reverse(ProxyHttp[Turn]):
         self, session: Session, upstream_request: RequestHeader, ctx: Turn
     ) -> None:
         """Set the forwarding fields, append Via, rewrite Host where asked to."""
+        if session.is_connect_req():
+            return  # nobody is sent this head
         session.set_forwarding_fields(upstream_request, via=self.pseudonym)
         if self.rewrite_host:
             upstream_request.headers.set(b"Host", self.peers[ctx.index].authority)

@@ -117,6 +117,8 @@ class H1ServerConnection:
                     self._exchange = None
                     if not await self._settle(exchange):
                         linger = exchange.writer.finished
+                        if exchange.tunnel_cut:  # the client is to know it from an end
+                            self.transport.abort()
                         break
                     assert exchange.keepalive is not None
                     idle_timeout = exchange.keepalive
@@ -205,7 +207,7 @@ class H1ServerConnection:
             self.refusal = reader.refused
 
     def start_tunnel(self) -> None:
-        """Go on behind a 101 that was sent: what the client sends is raw (row H1-24)."""
+        """Go on in the tunnel that was opened: what the client sends is raw (rows H1-24, H1-26)."""
         self.reader.start_tunnel()
         self.decode()
         if self.eof:
@@ -352,6 +354,7 @@ class H1DownstreamStream(DownstreamStream):
         "_allowance",
         "_awaits_continue",
         "_closed",
+        "_connect",
         "_connection",
         "_half_close",
         "_head_only",
@@ -410,10 +413,18 @@ class H1DownstreamStream(DownstreamStream):
             facts is not None and facts.expect_continue and len(connection.events) == 1
         )
         self._head_only = getattr(head, "method", "") == "HEAD"
+        self._connect = facts is not None and facts.connect is not None
         self._old_client = getattr(head, "version", "") == "HTTP/1.0"
         if facts is not None and (facts.close or (self._old_client and not facts.keep_alive)):
             self.keepalive = None
             self.told_close = True
+        if self._connect:  # what follows it is a tunnel's, or nothing's (row H1-26)
+            self.keepalive = None
+
+    @property
+    def tunnel_cut(self) -> bool:
+        """Whether the exchange is a CONNECT tunnel that did not end as its origin has ended it."""
+        return self._connect and self._tunnel and not self.writer.finished
 
     @property
     def request_complete(self) -> bool:
@@ -510,6 +521,7 @@ class H1DownstreamStream(DownstreamStream):
             bodiless=self._head_only,
             old_client=self._old_client,
             connection=b"close" if self.told_close else b"keep-alive",
+            connect=self._connect,
         )
         if self._old_client and self.writer.framing is not None and self.writer.closes:
             self.told_close = True

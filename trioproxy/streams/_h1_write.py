@@ -80,7 +80,7 @@ class MessageWriter:
             self.framing = Framing.CLOSE  # what follows is END alone
 
     def start_tunnel(self) -> None:
-        """Go on behind a 101: content is raw, and the end is a half-close."""
+        """Go on behind what opens a tunnel: content is raw, and the end is a half-close."""
         self.framing = Framing.TUNNEL
         self.finished = False
 
@@ -145,6 +145,7 @@ class MessageWriter:
         bodiless: bool,
         old_client: bool,
         connection: bytes,
+        connect: bool = False,
     ) -> list[bytes]:
         """Return the parts to write for some events of a response.
 
@@ -153,6 +154,7 @@ class MessageWriter:
           bodiless: The request was HEAD: the head's framing fields go out, content does not.
           old_client: The client speaks HTTP/1.0: no 1xx, no chunks (rows H1-27, H1-28).
           connection: The value of Connection on the final head.
+          connect: The request was CONNECT: a 2xx opens a tunnel, and has no framing fields.
 
         Raises:
           ProxyError: InternalError, the events are not the next ones of a message; none counts.
@@ -160,7 +162,11 @@ class MessageWriter:
         state = (self.framing, self.remaining, self.finished, self.closes)
         try:
             return self._response(
-                events, bodiless=bodiless, old_client=old_client, connection=connection
+                events,
+                bodiless=bodiless,
+                old_client=old_client,
+                connection=connection,
+                connect=connect,
             )
         except ProxyError:
             self._restore(state)
@@ -173,6 +179,7 @@ class MessageWriter:
         bodiless: bool,
         old_client: bool,
         connection: bytes,
+        connect: bool,
     ) -> list[bytes]:
         parts: list[bytes] = []
         for index, event in enumerate(events):
@@ -195,6 +202,14 @@ class MessageWriter:
                     continue
                 if self.framing is not None:
                     raise _misuse("a second final response head was sent")
+                if connect and head.status < 300:
+                    self.start_tunnel()
+                    parts.append(
+                        encode_response_head(
+                            head, Framing.TUNNEL, date=http_date(), connection=None
+                        )
+                    )
+                    continue
                 length = _length(head)
                 status = head.status
                 if bodiless or status == 204 or status == 304:

@@ -30,6 +30,7 @@ from .._messages import (
 from ..codec._h2 import H2Codec
 from ..codec._h2_events import (
     CANCEL,
+    CONNECT_ERROR,
     ENHANCE_YOUR_CALM,
     INTERNAL_ERROR,
     NO_ERROR,
@@ -263,7 +264,7 @@ class H2ServerConnection(H2Base):
         """Take content of a request."""
         assert isinstance(stream, H2DownstreamStream)
         limit = self.options.max_body_bytes
-        if limit is not None and not stream.tunnel:
+        if limit is not None and not stream.for_tunnel:
             stream.received += len(event.data)
             if stream.received > limit:
                 self.credit(event.stream_id, event.size)
@@ -358,7 +359,10 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
         self._left = False
         facts = head.facts
         self._awaits_continue = facts is not None and facts.expect_continue and not end
-        self._head_alone = facts is not None and facts.extended_connect
+        self._connect = facts is not None and facts.connect is not None
+        self._head_alone = self._connect or (facts is not None and facts.extended_connect)
+        #: Whether all content is that of a tunnel, which is open or wanted.
+        self.for_tunnel = self._head_alone
         self.events.append(head)
         if end:
             self.events.append(END)
@@ -494,7 +498,9 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
                     ).into_up()
             elif type(event) is ResponseHeader and event.status == 101:
                 self._check_accept(event)
-        items = self.writer.response(events, head_only=self._head.method == "HEAD")
+        items = self.writer.response(
+            events, head_only=self._head.method == "HEAD", connect=self._connect
+        )
         if items:
             try:
                 await self.push(items, self.write_timeout, self.min_send_rate)
@@ -534,6 +540,8 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
                 code = NO_ERROR
             elif self.blame is ErrorSource.INTERNAL:
                 code = INTERNAL_ERROR
+            elif self.blame is ErrorSource.UPSTREAM and self._connect:
+                code = CONNECT_ERROR  # RFC 9113 section 8.5
             else:
                 code = CANCEL
             connection.codec.reset(self.stream_id, code)

@@ -84,12 +84,16 @@ class H2Writer:
             self._rest(items, event)
         return items
 
-    def response(self, events: tuple[ResponseEvent, ...], *, head_only: bool) -> list[Item]:
+    def response(
+        self, events: tuple[ResponseEvent, ...], *, head_only: bool, connect: bool = False
+    ) -> list[Item]:
         """Return what to send for some events of a response.
 
         Args:
           events: The events.
           head_only: The request was HEAD: the head goes out as it is, content does not.
+          connect: The request was CONNECT: a 2xx opens a tunnel, and has no length (RFC 9113
+            section 8.5).
 
         Raises:
           ProxyError: InternalError, the events are not the next ones of a message; none counts.
@@ -105,6 +109,11 @@ class H2Writer:
                     items.append((response_fields(event, date=http_date()), b"", False))
                 elif event.status < 200:
                     items.append((response_fields(event, date=None), b"", False))
+                elif connect and event.status < 300:
+                    self._open(False, event)
+                    self.tunnel = True
+                    fields = response_fields(event, date=http_date(), length=False)
+                    items.append((fields, b"", False))
                 else:
                     self._open(event.headers.get_bytes(b"content-length") is not None, event)
                     if head_only or event.status in (204, 304):

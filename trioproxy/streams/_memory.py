@@ -80,7 +80,7 @@ class _Direction(Generic[EventT]):
         self.room = Bell()
 
     def switch(self) -> None:
-        """Go on behind a 101: content, then a half-close."""
+        """Go on behind what opens a tunnel: content, then a half-close."""
         self.order = _Order()
         self.order.head = True
 
@@ -108,11 +108,13 @@ class _Direction(Generic[EventT]):
 class _Exchange:
     """What both ends share."""
 
-    __slots__ = ("downstream_left", "request", "response", "upstream_left")
+    __slots__ = ("downstream_left", "head", "request", "response", "upstream_left")
 
     def __init__(self) -> None:
         self.request: _Direction[RequestEvent] = _Direction()
         self.response: _Direction[ResponseEvent] = _Direction()
+        #: The head of the request, once it was sent.
+        self.head: RequestHeader | None = None
         #: The end that receives requests has left.
         self.downstream_left = False
         #: The end that sends requests has left.
@@ -215,7 +217,12 @@ class MemoryDownstream(DownstreamStream):
             raise departure or _closed("an earlier send was cut").into_down()
         for event in events:
             direction.put([event])
-            if isinstance(event, ResponseHeader) and event.status == 101:
+            head = self._exchange.head
+            if (
+                isinstance(event, ResponseHeader)
+                and head is not None
+                and head.switched_by(event.status)
+            ):
                 direction.switch()
                 self._exchange.request.switch()
         try:
@@ -302,6 +309,8 @@ class MemoryUpstream(UpstreamStream):
         if departure is not None or direction.torn:
             raise departure or _closed("an earlier send was cut").into_up()
         self._sent = True
+        if isinstance(events[0], RequestHeader):
+            self._exchange.head = events[0]
         direction.put(events)
         try:
             while direction.queued >= CAPACITY:

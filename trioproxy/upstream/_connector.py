@@ -21,8 +21,10 @@ from ..codec._h2 import H2Codec, H2Options
 from ..streams._abc import UpstreamConnection
 from ..streams._h1_client import H1ClientConnection
 from ..streams._h2_client import H2ClientConnection, H2ClientOptions
+from ..streams._raw import RawConnection
 from ..transport._byte_stream import ByteStream
 from ..transport._connect import connect
+from ..transport._greeted import GreetedStream
 from ..transport._tls import tls_client
 from ..transport._tls_client import ClientContexts
 from ..transport._watched import WatchedStream
@@ -89,6 +91,8 @@ class SocketConnector(Connector, Opener):
 
     async def connect(self, peer: HttpPeer) -> UpstreamConnection:
         """Connect within the peer's timeouts, or the server's where the peer has none."""
+        if peer.carries_bytes:
+            return RawConnection(*await self.open(peer, ()))
         transport, info = await self.open(peer)
         return self._over(transport, info, peer)
 
@@ -162,7 +166,17 @@ class SocketConnector(Connector, Opener):
         try:
             if proxy is not None:
                 started = trio.current_time()
-                reply = await open_tunnel(transport, peer, self._limits, self._codec, timeout)
+                reply, received = await open_tunnel(
+                    transport,
+                    peer,
+                    self._limits,
+                    self._codec,
+                    timeout,
+                    # HTTP and TLS wait for our word; of anything else nobody knows.
+                    speaks_first=alpn is not None and peer.scheme == "http",
+                )
+                if received:
+                    transport = GreetedStream(transport, received)
                 now = trio.current_time()
                 info = attrs.evolve(
                     info, established=now, proxy_time=now - started, proxy_reply=reply

@@ -17,9 +17,15 @@ from ..transport._byte_stream import ByteStream
 
 
 async def open_tunnel(
-    transport: ByteStream, peer: HttpPeer, limits: HeadLimits, codec: H1Codec, timeout: float
-) -> ResponseHeader:
-    """Ask the proxy for a tunnel to the peer, and return the head of its answer.
+    transport: ByteStream,
+    peer: HttpPeer,
+    limits: HeadLimits,
+    codec: H1Codec,
+    timeout: float,
+    *,
+    speaks_first: bool = False,
+) -> tuple[ResponseHeader, bytes]:
+    """Ask the proxy for a tunnel to the peer; return the head of its answer, and what is behind it.
 
     Args:
       transport: The connection to the proxy; whoever made it closes it when this raises.
@@ -27,6 +33,7 @@ async def open_tunnel(
       limits: Bounds on the answer's head.
       codec: Parses it.
       timeout: Seconds for both request and answer.
+      speaks_first: Whether the peer may speak before we do: else nothing may be behind the head.
 
     Raises:
       ProxyError: ConnectTimedout; ConnectProxyFailure, caused by a `ConnectProxyError`.
@@ -38,7 +45,7 @@ async def open_tunnel(
     target = host_and_port(peer.host, peer.port)
     request = connect_request(target, (*proxy.headers, *peer.options.extra_proxy_headers))
     text = f"asking {proxy} for a tunnel to {target}"
-    reader = ConnectReader(limits, codec)
+    reader = ConnectReader(limits, codec, speaks_first=speaks_first)
     try:
         with trio.move_on_after(timeout) as scope:
             await transport.send_parts([request], math.inf)
@@ -61,7 +68,7 @@ async def open_tunnel(
         ).into_up()
     if not 200 <= response.status < 300:
         raise _failure(text, f"it answered {response.status}", response)
-    return response
+    return response, reader.behind
 
 
 def _failure(text: str, why: str, response: ResponseHeader | None = None) -> ProxyError:

@@ -175,7 +175,9 @@ class Pool:
             connections=self._open,
         )
 
-    async def lease(self, peer: HttpPeer, *, fresh: bool = False, http1: bool = False) -> Lease:
+    async def lease(
+        self, peer: HttpPeer, *, fresh: bool = False, http1: bool = False, raw: bool = False
+    ) -> Lease:
         """Return a lease on a connection to the peer, one that is there or a new one.
 
         Args:
@@ -184,11 +186,14 @@ class Pool:
             lost (rows F-04, H2-28). Several such leases may share one.
           http1: Take one that speaks HTTP/1.1 where the peer allows that: the request offers to
             switch protocols.
+          raw: Take a new one that carries bytes and no HTTP: the request is CONNECT.
 
         Raises:
           ProxyError: no connection could be made, or none became free in time.
         """
-        if http1 or (self._http1_only and peer.reuse_key in self._http1_only):
+        if raw:
+            peer = peer.raw()
+        elif http1 or (self._http1_only and peer.reuse_key in self._http1_only):
             peer = peer.http1() or peer
         since = self._made if fresh else ANY
         key = peer.reuse_key
