@@ -52,7 +52,7 @@ class Networks:
         """
         if isinstance(entries, Networks):
             return entries
-        if isinstance(entries, (str, bytes)):
+        if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):
             raise ValueError(f"{entries!r}: several networks are right, such as ({entries!r},)")
         texts: dict[str, None] = {}
         found: dict[tuple[int, int], set[int]] = {}

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import attrs
 
 from .._config import Listener, ServerConf
+from .._networks import Networks
 from .._peer import HttpPeer
 from .._tls_settings import TlsSettings
 from .._version import __version__
@@ -117,6 +118,15 @@ def origin(text: str) -> HttpPeer | StreamPeer:
         return HttpPeer.parse(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def network(text: str) -> str:
+    """Check a network of those that are trusted."""
+    try:
+        Networks.parse([text])
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
 
 
 def load(text: str) -> Proxy:
@@ -239,6 +249,23 @@ def _options() -> _Parser:
         choices=("auto", "h11"),
         default=default.http1_codec,
         help="HTTP/1 parser; auto takes the fastest that is installed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--proxy-protocol",
+        choices=("off", "in", "out", "both"),
+        default=default.proxy_protocol,
+        help="PROXY headers: in, every connection from a trusted proxy begins with one; out, those "
+        "to origins do, in version 2 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        metavar="CIDR",
+        dest="trusted_proxies",
+        type=network,
+        action="append",
+        default=[],
+        help="whose PROXY headers and X-Forwarded fields are believed: 10.0.0.0/8, 2001:db8::1, or "
+        "unix for unix sockets; repeatable (default none)",
     )
     parser.add_argument(
         "--access-log",
@@ -497,6 +524,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal came, 2 for a mistake in the arguments.
     """
     options, command = _parse(arguments)
+    if options.proxy_protocol in ("in", "both") and not options.trusted_proxies:
+        command.error(
+            f"argument --proxy-protocol: {options.proxy_protocol!r} believes nobody without a "
+            "trusted proxy: --trusted-proxy CIDR is right beside it, such as --trusted-proxy "
+            "10.0.0.0/8"
+        )
     proxy = _proxy(options, command)
     names = {field.name for field in attrs.fields(ServerConf)}
     values = {name: value for name, value in vars(options).items() if name in names}

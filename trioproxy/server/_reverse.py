@@ -156,7 +156,10 @@ class Reverse(ProxyHttp[Turn]):
     async def upstream_request_filter(
         self, session: Session, upstream_request: RequestHeader, ctx: Turn
     ) -> None:
-        """Set the forwarding fields, append Via, rewrite Host where asked to."""
+        """Set the forwarding fields, append Via, rewrite Host where asked to.
+
+        What the client sent of X-Forwarded fields is dropped, but for that of a trusted proxy.
+        """
         session.set_forwarding_fields(upstream_request, via=self.pseudonym)
         if self.rewrite_host:
             upstream_request.headers.set(b"Host", self.peers[ctx.index].authority)
