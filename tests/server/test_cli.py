@@ -15,6 +15,7 @@ import trustme
 
 import trioproxy
 from tests.server._network import Program, an_origin, answering, ask, get
+from trioproxy._networks import Networks
 from trioproxy.cache import DiskStorage, MemoryStorage, Storage
 from trioproxy.server import _cli
 from trioproxy.server._cli import main
@@ -111,6 +112,14 @@ def test_without_options_everything_has_the_default() -> None:
         (("--http", "1"), "http", "1"),
         (("--http", "2"), "http", "2"),
         (("--h2c",), "h2c", True),
+        (("--proxy-protocol", "out"), "proxy_protocol", "out"),
+        (("--proxy-protocol", "in", "--trusted-proxy", "unix"), "proxy_protocol", "in"),
+        (("--proxy-protocol", "both", "--trusted-proxy", "::1"), "proxy_protocol", "both"),
+        (
+            ("--trusted-proxy", "10.0.0.0/8", "--trusted-proxy", "::1"),
+            "trusted_proxies",
+            Networks.parse(["10.0.0.0/8", "::1"]),
+        ),
     ],
 )
 def test_an_option_becomes_the_setting_of_its_name(
@@ -431,6 +440,21 @@ async def test_what_is_stored_on_disk_is_served_after_a_restart(tmp_path: Path) 
             "argument --cache-size: '63K' is not a size: 65536 or more bytes are right",
         ),
         (("run", "x:y", "--cache", "memory"), "'--cache' is not understood: trioproxy run --help"),
+        (
+            ("reverse", URL, "--proxy-protocol", "in"),
+            "argument --proxy-protocol: 'in' believes nobody without a trusted proxy: "
+            "--trusted-proxy CIDR is right beside it",
+        ),
+        (("run", "x:y", "--proxy-protocol", "both"), "--proxy-protocol: 'both' believes nobody"),
+        (
+            ("reverse", URL, "--proxy-protocol", "v2"),
+            "argument --proxy-protocol: invalid choice: 'v2' (choose from",
+        ),
+        (
+            ("reverse", URL, "--trusted-proxy", "10.0.0.1/8"),
+            "argument --trusted-proxy: '10.0.0.1/8' has bits behind its prefix: 10.0.0.0/8 is right",
+        ),
+        (("reverse", URL, "--trusted-proxy", "lb"), "--trusted-proxy: 'lb' is no network: CIDR"),
         (("run", "x:y", "z"), "'z' is not understood: trioproxy run --help lists what is"),
     ],
 )
@@ -596,7 +620,7 @@ SHARED = {
     "--help", "--bind", "--tls-cert", "--tls-key", "--tls-self-signed", "--tls-client-ca", "--http",
     "--h2c", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
     "--write-timeout", "--idle-timeout", "--header-timeout", "--max-header-bytes",
-    "--max-body-bytes", "--grace", "--log-level",
+    "--max-body-bytes", "--grace", "--log-level", "--proxy-protocol", "--trusted-proxy",
 }  # fmt: skip
 
 
