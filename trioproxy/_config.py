@@ -189,7 +189,7 @@ class ServerConf:
         header of version 2 to each peer whose options do not say otherwise), ``"both"`` or
         ``"off"``.
       trusted_proxies: The networks of those whose PROXY headers and forwarding fields are believed:
-        CIDR texts, networks of `ipaddress`, or ``"unix"`` for all unix sockets.
+        CIDR texts, network objects of ``ipaddress``, or ``"unix"`` for all unix sockets.
       connection_filter: A `ConnectionFilter` that accepts or drops connections before TLS; None
         accepts everybody.
       access_log: ``"off"``, ``"common"`` or ``"json"``.

@@ -156,12 +156,12 @@ class ConnectionInfo:
 
     @property
     def connected_local(self) -> str | None:
-        """Our own address, whatever a PROXY header announces."""
+        """Our own address, and not what a PROXY header announces."""
         return self.local if self.connected is None else self.connected[0]
 
     @property
     def connected_peer(self) -> str | None:
-        """The address at the other end, whatever a PROXY header announces: the proxy's then."""
+        """The address at the other end, and not what a PROXY header announces."""
         return self.peer if self.connected is None else self.connected[1]
 
     def believing(self, header: ProxyHeader) -> ConnectionInfo:

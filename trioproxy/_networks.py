@@ -45,7 +45,7 @@ class Networks:
 
         Args:
           entries: Each in CIDR notation (``10.0.0.0/8``, ``2001:db8::/32``), an address by itself
-            (``192.0.2.1``), a network of `ipaddress`, or ``unix`` for every unix socket.
+            (``192.0.2.1``), a network object of ``ipaddress``, or ``unix`` for every unix socket.
 
         Raises:
           ValueError: one of them is none of these; the message names it and says what is right.
