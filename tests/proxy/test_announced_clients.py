@@ -44,9 +44,10 @@ from tests._support.matrix import (
 )
 from tests._support.recording import ORIGIN, Recorder
 from tests._support.tls_wire import TlsWire, client_context
-from trioproxy import HttpPeer, PeerOptions, ServerConf, TlsSettings
+from trioproxy import CachingProxy, HttpPeer, PeerOptions, ServerConf, Session, TlsSettings
 from trioproxy._info import ConnectionInfo, TlsInfo
 from trioproxy._proxy_header import ProxyHeader, ProxyTls
+from trioproxy.cache import MemoryStorage, SharedCache
 from trioproxy.codec._proxy_protocol import SIGNATURE, encode_proxy_header
 
 OUT = ServerConf(proxy_protocol="out")
@@ -323,6 +324,59 @@ async def test_a_client_that_has_no_address_is_announced_as_unknown(
         gateway.hello = SIGNATURE + struct.pack("!BBH", 0x21, 0x31, 216) + paths
         assert (await gateway.exchange()).status == 200
         assert isinstance(gateway.headers[0], ProxyResultUnknown)
+
+
+# -- requests that outlive the client -----------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Caching(CachingProxy[None]):
+    """Serves what is stale, and renews it in the background."""
+
+    peer: HttpPeer = ORIGIN
+
+    def new_ctx(self) -> None:
+        return None
+
+    async def upstream_peer(self, session: Session, ctx: None) -> HttpPeer:
+        return self.peer
+
+
+async def test_what_is_renewed_for_a_client_that_left_announces_it_and_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    fields = [
+        ("content-length", "5"),
+        ("cache-control", "max-age=60, stale-while-revalidate=3600"),
+        ("age", "61"),
+    ]
+    renewing = trio.Event()
+
+    async def origin(exchange: Exchange) -> None:
+        await exchange.message()
+        if len(gateway.headers) > 1:
+            renewing.set()
+            await trio.sleep(5)
+        await exchange.respond(200, fields, b"hello")
+
+    conf = attrs.evolve(OUT, upstream_idle_timeout=1e6)
+    proxy = Caching(shared_cache=SharedCache(storage=MemoryStorage(1 << 20)))
+    async with open_matrix(
+        proxy, {str(ORIGIN.host): origin}, PLAIN, conf=conf, headers=True
+    ) as gateway:
+        proxy.peer = gateway.peer()
+        first, second = await gateway.connect(), await gateway.connect()
+        assert (await first.exchange()).status == 200
+        assert (await second.exchange()).status == 200  # what is stored, though stale
+        await renewing.wait()
+        first.close()
+        second.close()
+        await gateway.ended()
+        await wait_all_tasks_blocked()
+        assert gateway.running.statistics().pool.connections == 1  # it is still renewed
+        await until(lambda: gateway.running.statistics().pool.connections == 0)
+        assert announced(gateway) == CLIENTS[:2]
+        assert dict(gateway.running.statistics().cache)["stale-updating"] == 1
 
 
 # -- failures ----------------------------------------------------------------------------------------
