@@ -366,7 +366,7 @@ def test_headers_are_not_read_where_nobody_is_trusted(mode: str) -> None:
 
 
 async def test_a_listener_cannot_read_headers_where_nobody_is_trusted() -> None:
-    with pytest.raises(ValueError, match=r"trusted_proxies is empty"):
+    with trio.fail_after(10), pytest.raises(ValueError, match=r"trusted_proxies is empty"):
         await trioproxy.serve(Seen(), Listener("127.0.0.1:0", proxy_protocol="in"))
 
 
