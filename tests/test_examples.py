@@ -79,8 +79,8 @@ from tests.server._network import (
     serving,
 )
 from trioproxy import BodyChunk, HttpPeer, TlsSettings
-from trioproxy.stream import StreamPeer
 from trioproxy.connections import ConnectionInfo
+from trioproxy.stream import StreamPeer
 
 pytestmark = pytest.mark.socket
 
