@@ -704,6 +704,8 @@ FOR_BOTH = {
     "--help",
     "--idle-timeout",
     "--log-level",
+    "--proxy-protocol",
+    "--trusted-proxy",
     "--tls-cert",
     "--tls-client-ca",
     "--tls-key",
@@ -765,6 +767,15 @@ def test_an_option_of_http_beside_a_streams_url_is_one_line(
             "argument --upstream-ca: x.pem is not used with --upstream-insecure: one is right",
         ),
         (("tls://a:1", "--upstream-ca", "none.pem"), "argument --upstream-ca: "),
+        (
+            ("tcp://a:1", "--trusted-proxy", "10.0.0.0/8"),
+            "argument --trusted-proxy: 10.0.0.0/8 is believed in PROXY headers alone where a:1 is for "
+            "streams: --proxy-protocol in is right beside it",
+        ),
+        (
+            ("tcp://a:1", "--header-timeout", "3", "--proxy-protocol", "out"),
+            "argument --header-timeout: 3",
+        ),
         (("tls://a:1", "--upstream-ca", ""), "argument --upstream-ca: '' is no file"),
     ],
 )
@@ -774,6 +785,13 @@ def test_a_mistake_with_a_streams_url_is_one_line(
     assert refusal(capsys, "reverse", *arguments).startswith(
         f"trioproxy reverse: error: {expected}"
     )
+
+
+def test_streams_have_headers_of_proxies_and_a_time_for_them() -> None:
+    trusted = ("--trusted-proxy", "10.0.0.0/8", "--proxy-protocol", "both")
+    conf = parse("reverse", "tcp://a:1", *trusted, "--header-timeout", "3").conf
+    assert (conf.proxy_protocol, conf.header_timeout) == ("both", 3)
+    assert tuple(conf.trusted_proxies) == ("10.0.0.0/8",)
 
 
 class Joined(ProxyStream[None]):

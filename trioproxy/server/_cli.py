@@ -504,12 +504,19 @@ def _of_streams(
     program = options.command == "run"
     what = options.target if program else options.origins[0]
     # A program may look at the first bytes of a stream, and does not wait for them for ever.
-    refused = HTTP_ONLY - {"header_timeout"} if program else HTTP_ONLY
+    # Nor for a PROXY header.
+    reads = options.proxy_protocol in ("in", "both")
+    refused = HTTP_ONLY - {"header_timeout"} if program or reads else HTTP_ONLY
     for name in sorted(given.keys() & refused):
         value, flag = given[name], f"--{name.replace('_', '-')}"
         shown = "it" if value is True else f"{0 if value == math.inf else value}"
         command.error(
             f"argument {flag}: {shown} is for HTTP, and {what} is for streams: leave {flag} out"
+        )
+    if options.trusted_proxies and not reads:
+        command.error(
+            f"argument --trusted-proxy: {options.trusted_proxies[0]} is believed in PROXY headers "
+            f"alone where {what} is for streams: --proxy-protocol in is right beside it"
         )
     if "idle_timeout" in given:
         return {"tunnel_idle_timeout": options.idle_timeout}
