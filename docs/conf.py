@@ -46,7 +46,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*|any",
-        r"(trio|attrs|os|pathlib|logging|http|math|collections\.abc|contextlib|typing|argparse)\..*",
+        r"(trio|attrs|os|pathlib|logging|http|math|collections\.abc|contextlib|typing|argparse|ipaddress)\..*",
     ),
     (r"py:.*|any", "|".join(sorted(name for name in dir(builtins) if name[0] != "_"))),
     (r"py:.*|any", r"Awaitable|CtxT|Exchanges|(Message|Downstream|Upstream)Stream(\.\w+)?"),

@@ -33,6 +33,7 @@ from trioproxy import (
     modules,
     stream,
 )
+from trioproxy._networks import Networks
 from trioproxy.cache import (
     CacheKey,
     CacheLock,
@@ -332,6 +333,8 @@ def test_what_streams_offer_says_what_it_is(name: str) -> None:
 def shown(value: object) -> str:
     if isinstance(value, H2Limits):
         return "H2Limits()"
+    if isinstance(value, Networks):
+        return str(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

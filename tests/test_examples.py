@@ -26,6 +26,7 @@ from examples import (
     image_origin,
     mtls,
     per_user_key,
+    proxy_protocol,
     purge,
     stale_on_error,
     tls_gateway,
@@ -80,6 +81,7 @@ from tests.server._network import (
     serving,
 )
 from trioproxy import BodyChunk, HttpPeer, TlsSettings
+from trioproxy.connections import ConnectionInfo
 from trioproxy.stream import StreamPeer
 
 pytestmark = pytest.mark.socket
@@ -107,6 +109,7 @@ NAMES = [
     "mtls",
     "part_of_a_site",
     "per_user_key",
+    "proxy_protocol",
     "purge",
     "request_ids",
     "retry_backoff",
@@ -926,6 +929,7 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
         ("grpc_router", "http", r"'te: trailers' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("grpc_web_page", "http", r"grpc-web' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("image_origin", "http", r"-r 1000-1999 'http://127.0.0.1:\d+/photo.png"),
+        ("proxy_protocol", "http", r"curl -i --haproxy-protocol http://127.0.0.1:\d+/hello"),
         ("mtls", "https", r"curl -i --cacert /\S+/ca.pem --cert /\S+.pem https://127.0.0.1:\d+/"),
         ("sni_router", "tcp", r"curl -k --connect-to ::127.0.0.1:\d+ https://two.test/hello\n"),
         ("tcp_proxy", "tcp", r"curl -i http://127.0.0.1:\d+/hunter2\n"),
@@ -1002,6 +1006,27 @@ async def test_grpc_web_page_lets_the_page_call_the_origin(kind: str) -> None:
                     response = await Wire(trio.StapledStream(stream, stream)).message()
                 assert decoded(response) == ([b"hello"], {"grpc-status": "0"})
             nursery.cancel_scope.cancel()
+
+
+async def test_behind_a_balancer_the_client_is_who_the_header_says_and_nobody_else_gets_in() -> (
+    None
+):
+    conf = attrs.asdict(proxy_protocol.CONF, recurse=False)
+    line = b"PROXY TCP4 203.0.113.7 203.0.113.9 40000 80\r\n"
+    async with (
+        the_origin() as peer,
+        serving(proxy_protocol.BehindBalancer(peer), **conf) as running,
+    ):
+        (url,) = running.urls
+        reply = await ask(url, line + get("/", "X-Forwarded-For: 10.0.0.1"))
+        assert reply.fields["x-client"] == "203.0.113.7:40000"
+        assert reply.fields["x-load-balancer"].startswith("127.0.0.1:")
+        assert b"\nX-Forwarded-For: 10.0.0.1, 203.0.113.7\n" in reply.body
+        assert (await ask(url, get("/"))).raw == b""
+    stranger = ConnectionInfo(None, "198.51.100.1:1")
+    chosen = proxy_protocol.CONF.connection_filter
+    assert chosen is not None
+    assert not await chosen.should_accept(stranger)
 
 
 async def test_the_guard_takes_whole_requests_of_a_bounded_size() -> None:

@@ -102,6 +102,7 @@ def test_networks_are_a_value() -> None:
         (["localhost"], "'localhost' is no network"),
         ([""], "'' is no network"),
         ([7], "7 is no network: text such as '10.0.0.0/8' is right"),
+        (7, "several networks are right, such as (7,)"),
         ("10.0.0.0/8", "several networks are right, such as ('10.0.0.0/8',)"),
     ],
 )

@@ -490,6 +490,9 @@ OF_TLS: list[dict[str, Any]] = [
     {"upstream_tls_handshake_complete_hook": _hook},
 ]
 OF_HTTP: list[dict[str, Any]] = [
+    {"proxy_protocol": 0},
+    {"proxy_protocol": 1},
+    {"proxy_protocol": 2},
     {"http_version": (2, 1)},
     {"http_version": (2, 2)},
     {"max_h2_streams": 2},

@@ -47,6 +47,7 @@ SUB_PACKAGES = {
     "metrics",
     "server",
     "peers",
+    "connections",
     "stream",
 }
 DOCUMENTED = [name for name in NAMES if name != "__version__"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
 
 from ._connect_target import ConnectRule, connect_rules
+from ._connection_filter import ConnectionFilter
 from ._h2_limits import H2Limits
+from ._networks import Network, Networks
 from ._tls_settings import TlsSettings
 
 
@@ -103,6 +105,29 @@ def _window(_instance: object, attribute: attrs.Attribute[int], value: object) -
         raise ValueError(f"{attribute.name}={value!r}: 65535 to {(1 << 31) - 1} bytes are right")
 
 
+def _networks(value: Iterable[str | Network]) -> Networks:
+    try:
+        return Networks.parse(value)
+    except ValueError as exc:
+        raise ValueError(f"trusted_proxies={value!r}: {exc}") from None
+
+
+def _filter(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, ConnectionFilter):
+        raise ValueError(
+            f"{attribute.name}={value!r}: a ConnectionFilter is right, or None for everybody"
+        )
+
+
+def check_trust(reads: bool, trusted: Networks) -> None:
+    """Refuse to read PROXY headers where nobody is there to be believed."""
+    if reads and not trusted:
+        raise ValueError(
+            "proxy_protocol: trusted_proxies is empty, so that nobody's PROXY header would be "
+            "believed; name who sends them, such as trusted_proxies=('10.0.0.0/8',)"
+        )
+
+
 def check_versions(http: str, h2c: bool) -> None:
     """Refuse versions of HTTP that exclude each other."""
     if h2c and http == "1":
@@ -160,6 +185,14 @@ class ServerConf:
       h2_stream_window: Bytes that a client may send on a stream before they are taken.
       h2_connection_window: Bytes that it may send on all streams of a connection together.
       h2_limits: The budgets of every HTTP/2 connection, an `H2Limits`.
+      proxy_protocol: Who sends PROXY headers: ``"in"`` for those before us (every connection from
+        one of ``trusted_proxies`` must begin with a header, which is believed), ``"out"`` for us (a
+        header of version 2 to each peer whose options do not say otherwise), ``"both"`` or
+        ``"off"``.
+      trusted_proxies: The networks of those whose PROXY headers and forwarding fields are believed:
+        CIDR texts, network objects of ``ipaddress``, or ``"unix"`` for all unix sockets.
+      connection_filter: A `ConnectionFilter` that accepts or drops connections before TLS; None
+        accepts everybody.
       access_log: ``"off"``, ``"common"`` or ``"json"``.
       log_level: For the log that `run` sets up.
       server_name: The Server field of the answers made here.
@@ -212,6 +245,9 @@ class ServerConf:
     h2_connection_window: int = attrs.field(default=1 << 20, validator=_window)
     h2_limits: H2Limits = attrs.field(default=H2Limits(), validator=_h2_limits)
     http1_codec: str = attrs.field(default="auto", validator=_one_of("auto", "h11"))
+    proxy_protocol: str = attrs.field(default="off", validator=_one_of("off", "in", "out", "both"))
+    trusted_proxies: Networks = attrs.field(default=Networks(), converter=_networks)
+    connection_filter: ConnectionFilter | None = attrs.field(default=None, validator=_filter)
     access_log: str = attrs.field(default="off", validator=_one_of("off", "common", "json"))
     log_level: str = attrs.field(default="info", validator=_level)
     server_name: str = attrs.field(default="trioproxy", validator=_token)
@@ -221,6 +257,19 @@ class ServerConf:
 
     def __attrs_post_init__(self) -> None:
         check_versions(self.http, self.h2c)
+        check_trust(reads_headers(self), self.trusted_proxies)
+
+
+def reads_headers(conf: ServerConf, listener: Listener | None = None) -> bool:
+    """Tell whether PROXY headers are read, on a listener or where that does not say."""
+    if listener is not None and listener.proxy_protocol is not None:
+        return listener.proxy_protocol == "in"
+    return conf.proxy_protocol in ("in", "both")
+
+
+def announced_version(conf: ServerConf) -> int:
+    """Return the version of the PROXY headers sent to peers that do not say, 0 for none."""
+    return 2 if conf.proxy_protocol in ("out", "both") else 0
 
 
 @attrs.frozen
@@ -232,6 +281,8 @@ class Listener:
       tls: What is served over TLS there; None takes ``ServerConf.tls``.
       http: The versions offered there, as ``ServerConf.http``; None takes that.
       h2c: As ``ServerConf.h2c``; None takes that.
+      proxy_protocol: Whether PROXY headers are read there, ``"in"`` or ``"off"``; None takes what
+        ``ServerConf.proxy_protocol`` says of that.
       host: The host name or IP address, None for a unix socket.
       port: The TCP port, 0 to have one picked.
       path: The path of a unix socket, or None.
@@ -246,6 +297,9 @@ class Listener:
     )
     h2c: bool | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(_flag)
+    )
+    proxy_protocol: str | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(_one_of("off", "in"))
     )
     host: str | None = attrs.field(init=False, default=None)
     port: int = attrs.field(init=False, default=0)

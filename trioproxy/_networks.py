@@ -45,14 +45,14 @@ class Networks:
 
         Args:
           entries: Each in CIDR notation (``10.0.0.0/8``, ``2001:db8::/32``), an address by itself
-            (``192.0.2.1``), a network of `ipaddress`, or ``unix`` for every unix socket.
+            (``192.0.2.1``), a network object of ``ipaddress``, or ``unix`` for every unix socket.
 
         Raises:
           ValueError: one of them is none of these; the message names it and says what is right.
         """
         if isinstance(entries, Networks):
             return entries
-        if isinstance(entries, (str, bytes)):
+        if isinstance(entries, (str, bytes)) or not isinstance(entries, Iterable):
             raise ValueError(f"{entries!r}: several networks are right, such as ({entries!r},)")
         texts: dict[str, None] = {}
         found: dict[tuple[int, int], set[int]] = {}

@@ -347,6 +347,7 @@ _SHAPING = (
     "extra_proxy_headers",
     "allow_h1_response_invalid_content_length",
     "http_version",
+    "proxy_protocol",
     "max_h2_streams",
     "h2_ping_interval",
     "h2_stream_window_size",
@@ -390,6 +391,9 @@ class PeerOptions:
       tracer: A `Tracer` that is told of new and of closed connections.
       allow_h1_response_invalid_content_length: Whether a response with a repeated or malformed
         Content-Length ends with its connection, in place of being refused.
+      proxy_protocol: The version of the PROXY header that each new connection to the peer begins
+        with, to announce the client that it is for: 1, 2, or 0 for none. Such a connection serves
+        that client's connection alone. None takes what ``ServerConf.proxy_protocol`` says.
       verify_cert: Whether a peer's certificate is verified. Where it is not, neither is its name,
         and anybody may be at the other end.
       verify_hostname: Whether it must be for the peer's name (its ``sni``).
@@ -433,6 +437,9 @@ class PeerOptions:
         default=None, validator=_methods("on_connected", "on_disconnected")
     )
     allow_h1_response_invalid_content_length: bool = attrs.field(default=False, validator=_flag)
+    proxy_protocol: int | None = attrs.field(
+        default=None, validator=_whole(0, 2, "the version of a PROXY header")
+    )
     verify_cert: bool = attrs.field(default=True, validator=_flag)
     verify_hostname: bool = attrs.field(default=True, validator=_flag)
     alternative_cn: str | None = attrs.field(default=None, converter=_other_name)

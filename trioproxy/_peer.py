@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from ._info import Announcement, ConnectionInfo
 from ._messages import ResponseHeader
 from ._options import (
     DEFAULT,
@@ -162,6 +163,9 @@ class HttpPeer:
       client_cert_key: Our certificate where the peer wants one, as in its options.
       group_key: Connections are reused only among peers with the same number.
       options: Timeouts, socket options, TLS and HTTP versions.
+      announce: What connections to it announce by a PROXY header, and so whose they are; the engine
+        sets it where they shall.
+      shared_key: What two peers must share for what is learned of one to hold for the other.
       reuse_key: What two peers must share for one to use the other's idle connection.
       name: The peer as a log shows it.
       carries_bytes: Whether a connection to it carries bytes and no HTTP, as a tunnel's does.
@@ -178,6 +182,14 @@ class HttpPeer:
     )
     group_key: int = attrs.field(default=0, kw_only=True)
     options: PeerOptions = attrs.field(default=DEFAULT, kw_only=True)
+    announce: Announcement | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(attrs.validators.instance_of(Announcement)),
+        kw_only=True,
+        repr=False,
+        eq=False,
+    )
+    shared_key: Hashable = attrs.field(init=False, repr=False, eq=False)
     reuse_key: Hashable = attrs.field(init=False, repr=False, eq=False)
     name: str = attrs.field(init=False, repr=False, eq=False)
     _server_name: str | None = attrs.field(init=False, default=None, repr=False, eq=False)
@@ -209,6 +221,9 @@ class HttpPeer:
             self._check_no_tls()
         if self.proxy is not None:
             name = f"{name} via {self.proxy}"
+        object.__setattr__(self, "shared_key", key)
+        if self.announce is not None:
+            key = (*key, self.announce)
         object.__setattr__(self, "reuse_key", key)
         object.__setattr__(self, "name", name)
 
@@ -422,6 +437,15 @@ class HttpPeer:
         object.__setattr__(peer, "carries_bytes", True)
         object.__setattr__(peer, "reuse_key", ("tunnel", peer.reuse_key))
         return peer
+
+    def announcing(self, client: ConnectionInfo, version: int) -> HttpPeer:
+        """Return the same peer for connections that announce a client, and serve it alone.
+
+        Args:
+          client: The client's connection.
+          version: That of the PROXY protocol, 1 or 2.
+        """
+        return attrs.evolve(self, announce=client.announcement(version))
 
     def __str__(self) -> str:
         return self.name

@@ -48,6 +48,9 @@ import trio
 import trio.testing
 import trustme
 from hyperframe.frame import SettingsFrame
+from proxyprotocol import ProxyProtocolIncompleteError
+from proxyprotocol.detect import ProxyProtocolDetect
+from proxyprotocol.result import ProxyResult
 
 import trioproxy
 from tests._support.h2_wire import (
@@ -142,17 +145,26 @@ def visitor_context(leg: Leg) -> ssl.SSLContext:
 # -- streams -------------------------------------------------------------------------------------
 
 
-def stapled(end: End) -> trio.StapledStream[Any, Any]:
-    """Return the other party's end of a link as a stream of Trio's."""
-    return trio.StapledStream(_EndSender(end), _EndReceiver(end))
+def stapled(end: End, hello: bytes = b"") -> trio.StapledStream[Any, Any]:
+    """Return the other party's end of a link as a stream of Trio's.
+
+    Args:
+      end: The end.
+      hello: What goes before the first bytes that are sent.
+    """
+    return trio.StapledStream(_EndSender(end, hello), _EndReceiver(end))
 
 
 @attrs.define(eq=False)
 class _EndSender(trio.abc.SendStream):
     end: End
+    #: What goes before the first bytes, in one write with them.
+    hello: bytes = b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
+        if self.hello:
+            data, self.hello = self.hello + bytes(data), b""
         view = memoryview(data)
         try:
             # In pieces: as with TCP, only the next write fails when the other side has closed.
@@ -659,6 +671,8 @@ class _Network:
     spoken: list[str | None] = attrs.field(factory=list)
     #: Origins' connections of HTTP/2.
     peers: list[H2Peer] = attrs.field(factory=list)
+    #: The PROXY header of each connection, as another implementation reads it; None if none is due.
+    headers: list[ProxyResult] | None = None
 
     async def connect(self, address: tuple[str, int] | str) -> Any:
         await trio.lowlevel.checkpoint()
@@ -679,6 +693,8 @@ class _Network:
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 h2 = self.leg.h2
+                if self.headers is not None:
+                    self.headers.append(await read_proxy_header(stream))
                 if self.leg.tls:
                     tls = TlsWire.wrap(stream, origin_context(name, self.alpn), server_side=True)
                     await tls.handshake()
@@ -728,8 +744,16 @@ class Matrix:
     upstream: _Network
     link: Link
     records: list[ExchangeRecord]
+    #: What clients send before anything else, TLS included.
+    hello: bytes = b""
     clients: list[Client] = attrs.field(factory=list)
     wires: list[H2Wire] = attrs.field(factory=list)
+
+    @property
+    def headers(self) -> list[ProxyResult]:
+        """The PROXY headers that origins got."""
+        assert self.upstream.headers is not None
+        return self.upstream.headers
 
     @property
     def asked(self) -> list[str]:
@@ -743,7 +767,7 @@ class Matrix:
     async def stream(self) -> tuple[trio.StapledStream[Any, Any], TlsWire | None]:
         """Return a new client connection on which nothing was said, behind its TLS handshake."""
         leg = self.pairing.down
-        stream = stapled(self.acceptor.connect(self.link))
+        stream = stapled(self.acceptor.connect(self.link), self.hello)
         if not leg.tls:
             return stream, None
         tls = TlsWire.wrap(stream, visitor_context(leg), server_name=SITE)
@@ -795,6 +819,19 @@ class Matrix:
             await trio.sleep(0.01)
 
 
+async def read_proxy_header(stream: trio.abc.ReceiveStream) -> ProxyResult:
+    """Read a PROXY header and not a byte more, by another implementation than ours."""
+    data = b""
+    while True:
+        try:
+            return ProxyProtocolDetect().unpack(data)
+        except ProxyProtocolIncompleteError as exc:
+            more = await stream.receive_some(exc.want_read.want_bytes or 1)
+            if not more:
+                raise EOFError from exc
+            data += more
+
+
 def peer_for(upstream: _Network, peer: HttpPeer | str, **options: Any) -> HttpPeer:
     """Return a peer as the leg has it, reached over the network in memory."""
     if isinstance(peer, str):
@@ -834,6 +871,7 @@ async def open_matrix(
     upstream_link: Link = PLAIN,
     alpn: Sequence[str] = (),
     check_windows: bool = True,
+    headers: bool = False,
 ) -> AsyncIterator[Matrix]:
     """Run a proxy object between clients and origins of a pairing's kinds.
 
@@ -846,6 +884,7 @@ async def open_matrix(
       upstream_link: The links to origins.
       alpn: What origins with TLS take; nothing stands for what the pairing says.
       check_windows: Whether every byte must have come back as credit at the end.
+      headers: Whether every connection to an origin begins with a PROXY header.
     """
     if not isinstance(origins, Mapping):
         origins = {str(ORIGIN.host): origins}
@@ -862,6 +901,8 @@ async def open_matrix(
                 upstream_link,
                 tuple(alpn or pairing.up.alpn),
             )
+            if headers:
+                upstream.headers = []
             if isinstance(proxy, Recorder):
                 proxy.peers = tuple([peer_for(upstream, each) for each in proxy.peers])
             async with trio.open_nursery() as serving:

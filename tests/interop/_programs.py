@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -109,6 +111,52 @@ def reverse(*arguments: str) -> Iterator[str]:
     lines = log.splitlines()
     unexpected = [line for line in lines if CLIENT_GONE not in line]
     assert (child.returncode, unexpected) == (0, []), (child.returncode, unexpected)
+
+
+_NGINX = """
+daemon off; master_process off; worker_processes 1; pid {root}/nginx.pid;
+error_log {root}/error.log error;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;
+  uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5;
+  {http}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(root: Path, http: str) -> Iterator[int]:
+    """Run nginx on a free port of 127.0.0.1, which it gives.
+
+    Args:
+      root: A directory for its files.
+      http: Its settings for HTTP; ``{root}`` and ``{port}`` are filled in.
+    """
+    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip("nginx is not installed")
+    root.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    conf = root / "nginx.conf"
+    settings = http.format(root=root, port=port)
+    conf.write_text(_NGINX.format(root=root, http=settings), encoding="utf-8")
+    command = [found, "-e", str(root / "error.log"), "-p", str(root), "-c", str(conf)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+        try:
+            while child.poll() is None:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                except OSError:
+                    time.sleep(0.01)  # another process's start, which cannot be awaited
+                else:
+                    break
+            assert child.returncode is None, child.communicate()
+            yield port
+        finally:
+            child.kill()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import trustme
 import trioproxy
 from tests.server._network import Program, an_origin, answering, ask, get
 from trioproxy import ConnectRule
+from trioproxy._networks import Networks
 from trioproxy.cache import DiskStorage, MemoryStorage, Storage
 from trioproxy.server import _cli
 from trioproxy.server._cli import main
@@ -116,6 +117,14 @@ def test_without_options_everything_has_the_default() -> None:
             ("--allow-connect", "*.A.test:443", "--allow-connect", "[::1]:*"),
             "allow_connect",
             (ConnectRule("*.a.test", 443), ConnectRule("::1", None)),
+        ),
+        (("--proxy-protocol", "out"), "proxy_protocol", "out"),
+        (("--proxy-protocol", "in", "--trusted-proxy", "unix"), "proxy_protocol", "in"),
+        (("--proxy-protocol", "both", "--trusted-proxy", "::1"), "proxy_protocol", "both"),
+        (
+            ("--trusted-proxy", "10.0.0.0/8", "--trusted-proxy", "::1"),
+            "trusted_proxies",
+            Networks.parse(["10.0.0.0/8", "::1"]),
         ),
     ],
 )
@@ -440,6 +449,21 @@ async def test_what_is_stored_on_disk_is_served_after_a_restart(tmp_path: Path) 
             "argument --cache-size: '63K' is not a size: 65536 or more bytes are right",
         ),
         (("run", "x:y", "--cache", "memory"), "'--cache' is not understood: trioproxy run --help"),
+        (
+            ("reverse", URL, "--proxy-protocol", "in"),
+            "argument --proxy-protocol: 'in' believes nobody without a trusted proxy: "
+            "--trusted-proxy CIDR is right beside it",
+        ),
+        (("run", "x:y", "--proxy-protocol", "both"), "--proxy-protocol: 'both' believes nobody"),
+        (
+            ("reverse", URL, "--proxy-protocol", "v2"),
+            "argument --proxy-protocol: invalid choice: 'v2' (choose from",
+        ),
+        (
+            ("reverse", URL, "--trusted-proxy", "10.0.0.1/8"),
+            "argument --trusted-proxy: '10.0.0.1/8' has bits behind its prefix: 10.0.0.0/8 is right",
+        ),
+        (("reverse", URL, "--trusted-proxy", "lb"), "--trusted-proxy: 'lb' is no network: CIDR"),
         (("run", "x:y", "z"), "'z' is not understood: trioproxy run --help lists what is"),
     ],
 )
@@ -605,7 +629,7 @@ SHARED = {
     "--help", "--bind", "--tls-cert", "--tls-key", "--tls-self-signed", "--tls-client-ca", "--http",
     "--h2c", "--allow-connect", "--http1-codec", "--access-log", "--connect-timeout", "--read-timeout",
     "--write-timeout", "--idle-timeout", "--header-timeout", "--max-header-bytes",
-    "--max-body-bytes", "--grace", "--log-level",
+    "--max-body-bytes", "--grace", "--log-level", "--proxy-protocol", "--trusted-proxy",
 }  # fmt: skip
 
 
@@ -690,6 +714,8 @@ FOR_BOTH = {
     "--help",
     "--idle-timeout",
     "--log-level",
+    "--proxy-protocol",
+    "--trusted-proxy",
     "--tls-cert",
     "--tls-client-ca",
     "--tls-key",
@@ -751,6 +777,15 @@ def test_an_option_of_http_beside_a_streams_url_is_one_line(
             "argument --upstream-ca: x.pem is not used with --upstream-insecure: one is right",
         ),
         (("tls://a:1", "--upstream-ca", "none.pem"), "argument --upstream-ca: "),
+        (
+            ("tcp://a:1", "--trusted-proxy", "10.0.0.0/8"),
+            "argument --trusted-proxy: 10.0.0.0/8 is believed in PROXY headers alone where a:1 is for "
+            "streams: --proxy-protocol in is right beside it",
+        ),
+        (
+            ("tcp://a:1", "--header-timeout", "3", "--proxy-protocol", "out"),
+            "argument --header-timeout: 3",
+        ),
         (("tls://a:1", "--upstream-ca", ""), "argument --upstream-ca: '' is no file"),
     ],
 )
@@ -760,6 +795,13 @@ def test_a_mistake_with_a_streams_url_is_one_line(
     assert refusal(capsys, "reverse", *arguments).startswith(
         f"trioproxy reverse: error: {expected}"
     )
+
+
+def test_streams_have_headers_of_proxies_and_a_time_for_them() -> None:
+    trusted = ("--trusted-proxy", "10.0.0.0/8", "--proxy-protocol", "both")
+    conf = parse("reverse", "tcp://a:1", *trusted, "--header-timeout", "3").conf
+    assert (conf.proxy_protocol, conf.header_timeout) == ("both", 3)
+    assert tuple(conf.trusted_proxies) == ("10.0.0.0/8",)
 
 
 class Joined(ProxyStream[None]):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 import trio
@@ -23,18 +25,20 @@ from trioproxy.server._reverse import Reverse, failure_status
 pytestmark = pytest.mark.socket
 
 
-async def through(handler: Handler, request: bytes, *, rewrite_host: bool = False) -> Reply:
+async def through(
+    handler: Handler, request: bytes, *, rewrite_host: bool = False, **conf: Any
+) -> Reply:
     """Send a request through ``reverse`` to an origin."""
     with trio.fail_after(10):
         async with an_origin(handler) as url:
             proxy = Reverse([HttpPeer.parse(url)], rewrite_host=rewrite_host)
-            async with serving(proxy) as running:
+            async with serving(proxy, **conf) as running:
                 return await ask(running.urls[0], request)
 
 
-async def asked(request: bytes, *, rewrite_host: bool = False) -> list[str]:
+async def asked(request: bytes, *, rewrite_host: bool = False, **conf: Any) -> list[str]:
     """Return the lines of the head that the origin got, in lower case."""
-    reply = await through(mirror, request, rewrite_host=rewrite_host)
+    reply = await through(mirror, request, rewrite_host=rewrite_host, **conf)
     assert reply.status == 200
     return reply.body.decode("latin-1").lower().strip().split("\r\n")
 
@@ -57,6 +61,36 @@ async def test_the_forwarding_fields_are_set_anew() -> None:
         "x-forwarded-for: 127.0.0.1",
         "x-forwarded-host: site.test",
         "x-forwarded-proto: http",
+    ]
+
+
+FORWARDED = get(
+    "/", "X-Forwarded-For: 10.0.0.1", "X-Forwarded-For: ::1", "X-Forwarded-Proto: https"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "conf", "expected"),
+    [
+        (b"", {"trusted_proxies": ("127.0.0.0/8",)}, ("10.0.0.1, ::1, 127.0.0.1", "https")),
+        (b"", {"trusted_proxies": ("10.0.0.0/8", "unix")}, ("127.0.0.1", "http")),
+        (
+            # Whom the proxy announces is appended; that it is trusted is a matter of its own.
+            b"PROXY TCP4 203.0.113.7 203.0.113.9 40000 80\r\n",
+            {"trusted_proxies": ("127.0.0.1",), "proxy_protocol": "in"},
+            ("10.0.0.1, ::1, 203.0.113.7", "https"),
+        ),
+    ],
+)
+async def test_forwarding_fields_are_appended_to_where_a_trusted_proxy_has_connected(
+    before: bytes, conf: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    lines = await asked(before + FORWARDED, **conf)
+    forwarded = sorted(line for line in lines if line.startswith("x-forwarded-"))
+    assert forwarded == [
+        f"x-forwarded-for: {expected[0]}",
+        "x-forwarded-host: site.test",
+        f"x-forwarded-proto: {expected[1]}",
     ]
 
 

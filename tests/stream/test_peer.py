@@ -135,6 +135,7 @@ def test_every_option_is_either_used_or_refused() -> None:
         "custom_l4",
         "extra_proxy_headers",
         "tracer",
+        "proxy_protocol",
         "verify_cert",
         "verify_hostname",
         "alternative_cn",

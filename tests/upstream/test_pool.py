@@ -1030,3 +1030,77 @@ async def test_a_connection_that_starts_no_exchange_is_closed() -> None:
         await _step(model, "made", 2)
         assert _dead(model) == [True]
         assert len(model.connecting) == 1
+
+
+# -- connections that announce a client --------------------------------------------------------------
+
+
+def _client() -> ConnectionInfo:
+    return ConnectionInfo("192.0.2.1:80", "198.51.100.1:50000")
+
+
+async def test_a_connection_that_announces_a_client_is_for_that_client_connection_alone() -> None:
+    async with open_pool() as (pool, wires):
+        one, two = PEER.announcing(_client(), 2), PEER.announcing(_client(), 2)
+        await _use(pool, wires, one)
+        await _use(pool, wires, two)
+        await _use(pool, wires, PEER)
+        assert _counts(pool) == (3, 0, 3, 0, 0)
+        await _use(pool, wires, one)
+        assert _counts(pool) == (3, 0, 3, 1, 0)
+
+
+async def test_an_idle_connection_is_closed_when_the_client_that_it_announces_leaves() -> None:
+    async with open_pool() as (pool, wires):
+        client = _client()
+        await _use(pool, wires, PEER.announcing(client, 2))
+        await _use(pool, wires, PEER)
+        client.life.end()
+        assert _counts(pool)[0] == 1
+        assert await _is_closed(wires.far[0])
+        assert not await _is_closed(wires.far[1])
+
+
+async def test_a_leased_connection_is_closed_when_the_exchange_of_a_client_that_left_is_over() -> (
+    None
+):
+    async with open_pool() as (pool, wires):
+        client = _client()
+        async with await pool.lease(PEER.announcing(client, 2)) as stream:
+            client.life.end()
+            await _exchange(stream, wires.far[0])  # the client's cache may want the rest
+        assert pool.statistics().idle == 0
+        assert await _is_closed(wires.far[0])
+
+
+async def test_a_client_that_has_left_before_gets_a_connection_that_is_not_kept() -> None:
+    async with open_pool() as (pool, wires):
+        client = _client()
+        client.life.end()
+        await _use(pool, wires, PEER.announcing(client, 2))
+        assert pool.statistics().idle == 0
+        assert await _is_closed(wires.far[0])
+
+
+async def test_a_client_connection_forgets_the_connections_that_have_ended() -> None:
+    async with open_pool() as (pool, wires):
+        client = _client()
+        for index in range(3):
+            await _use(pool, wires, PEER.announcing(client, 2))
+            await wires.far[index].aclose()
+            await trio.testing.wait_all_tasks_blocked()
+        assert not client.life._held
+        assert pool._groups == {}
+
+
+async def test_what_is_learned_of_a_peer_holds_for_whichever_client_it_is_told_of() -> None:
+    peer = attrs.evolve(PEER, options=PeerOptions(http_version=(2, 1), max_h2_streams=5))
+    peer = attrs.evolve(peer, scheme="https", host="a.test")
+    async with open_pool() as (pool, wires):
+        pool.remember_http1(peer.announcing(_client(), 2))
+        assert len(pool._http1_only) == 1
+        async with await pool.lease(peer.announcing(_client(), 2)):
+            assert wires.peers[0].http_version == (1, 1)
+            assert wires.peers[0].announce is not None
+        async with await pool.lease(peer):
+            assert wires.peers[1].http_version == (1, 1)

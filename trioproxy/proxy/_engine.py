@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from .._clock import wall_time
-from .._config import ServerConf
+from .._config import ServerConf, announced_version
 from .._counts import SessionCounts
 from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
 from .._info import Digest
@@ -167,6 +167,7 @@ class Engine:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._conf = services.conf
+        self._announces = announced_version(services.conf)
         services.handle = self.handle
 
     async def handle(self, stream: DownstreamStream, permit: WritePermit | None = None) -> None:
@@ -430,10 +431,16 @@ class Engine:
             error.decide_reuse(False)
             return error
         session._peer_name = peer.name
+        way = peer
+        version = peer.options.proxy_protocol
+        if version is None:
+            version = self._announces
+        if version:  # its connections are this client connection's own
+            way = peer.announcing(session.downstream_session.info, version)
         try:
             offers = session.req_header().offers is not None
             lease = await self._services.pool.lease(
-                peer, fresh=fresh, http1=offers, raw=session.is_connect_req()
+                way, fresh=fresh, http1=offers, raw=session.is_connect_req()
             )
         except Exception as exc:  # a connector of the user's own may raise anything
             error = as_proxy_error(exc, session, "connecting")

@@ -304,6 +304,14 @@ class Session:
         """Return the address the client connected to, as text."""
         return self.downstream_session.info.local
 
+    def from_trusted_proxy(self) -> bool:
+        """Tell whether one of ``ServerConf.trusted_proxies`` has made the client's connection.
+
+        It is who has really connected that counts, whatever a PROXY header announces.
+        """
+        trusted = self._services.conf.trusted_proxies
+        return bool(trusted) and self.downstream_session.info.connected_peer in trusted
+
     def digest(self) -> Digest:
         """Return the facts of the client's connection: addresses, times, what TCP knows of it."""
         return Digest.of(self.downstream_session.info)
@@ -486,7 +494,7 @@ class Session:
         self,
         upstream_request: RequestHeader,
         *,
-        trusted: bool = False,
+        trusted: bool | None = None,
         via: str | None = None,
         forwarded: bool = False,
     ) -> None:
@@ -497,11 +505,14 @@ class Session:
 
         Args:
           upstream_request: The request that goes to the origin.
-          trusted: Believe what the client sent of these fields, and append to it.
+          trusted: Believe what the client sent of these fields, and append to it; None does so where
+            `from_trusted_proxy` is true.
           via: Append this name to Via (RFC 9110 section 7.6.3).
           forwarded: Append an element to Forwarded (RFC 7239) as well; where the client is not
             trusted, what it sent of that field is dropped.
         """
+        if trusted is None:
+            trusted = self.from_trusted_proxy()
         request = self._request
         headers = upstream_request.headers
         client, host = self.client_addr(), request.authority

@@ -20,6 +20,7 @@ import attrs
 
 from .._config import Listener, ServerConf
 from .._connect_target import ConnectRule
+from .._networks import Networks
 from .._peer import HttpPeer
 from .._tls_settings import TlsSettings
 from .._version import __version__
@@ -127,6 +128,15 @@ def allowed(text: str) -> ConnectRule:
         return ConnectRule.parse(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def network(text: str) -> str:
+    """Check a network of those that are trusted."""
+    try:
+        Networks.parse([text])
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
 
 
 def load(text: str) -> Proxy:
@@ -258,6 +268,23 @@ def _options() -> _Parser:
         choices=("auto", "h11"),
         default=default.http1_codec,
         help="HTTP/1 parser; auto takes the fastest that is installed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--proxy-protocol",
+        choices=("off", "in", "out", "both"),
+        default=default.proxy_protocol,
+        help="PROXY headers: in, every connection from a trusted proxy begins with one; out, those "
+        "to origins do, in version 2 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        metavar="CIDR",
+        dest="trusted_proxies",
+        type=network,
+        action="append",
+        default=[],
+        help="whose PROXY headers and X-Forwarded fields are believed: 10.0.0.0/8, 2001:db8::1, or "
+        "unix for unix sockets; repeatable (default none)",
     )
     parser.add_argument(
         "--access-log",
@@ -496,7 +523,9 @@ def _of_streams(
     program = options.command == "run"
     what = options.target if program else options.origins[0]
     # A program may look at the first bytes of a stream, and does not wait for them for ever.
-    refused = HTTP_ONLY - {"header_timeout"} if program else HTTP_ONLY
+    # Nor for a PROXY header.
+    reads = options.proxy_protocol in ("in", "both")
+    refused = HTTP_ONLY - {"header_timeout"} if program or reads else HTTP_ONLY
     for name in sorted(given.keys() & refused):
         value, flag = given[name], f"--{name.replace('_', '-')}"
         shown = "it" if value is True else f"{0 if value == math.inf else value}"
@@ -504,6 +533,11 @@ def _of_streams(
             shown = ", ".join(map(str, value))
         command.error(
             f"argument {flag}: {shown} is for HTTP, and {what} is for streams: leave {flag} out"
+        )
+    if options.trusted_proxies and not reads:
+        command.error(
+            f"argument --trusted-proxy: {options.trusted_proxies[0]} is believed in PROXY headers "
+            f"alone where {what} is for streams: --proxy-protocol in is right beside it"
         )
     if "idle_timeout" in given:
         return {"tunnel_idle_timeout": options.idle_timeout}
@@ -518,6 +552,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal came, 2 for a mistake in the arguments.
     """
     options, command = _parse(arguments)
+    if options.proxy_protocol in ("in", "both") and not options.trusted_proxies:
+        command.error(
+            f"argument --proxy-protocol: {options.proxy_protocol!r} believes nobody without a "
+            "trusted proxy: --trusted-proxy CIDR is right beside it, such as --trusted-proxy "
+            "10.0.0.0/8"
+        )
     proxy = _proxy(options, command)
     names = {field.name for field in attrs.fields(ServerConf)}
     values = {name: value for name, value in vars(options).items() if name in names}

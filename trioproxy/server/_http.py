@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from .._clock import wall_time
-from .._config import Listener, ServerConf, check_versions
+from .._config import Listener, ServerConf, check_versions, reads_headers
 from .._info import ConnectionInfo
 from ..cache._storage import Storage, StorageStatistics
 from ..codec._h1 import HeadLimits, RequestReader
@@ -19,6 +19,7 @@ from ..proxy._cached import CachingProxy
 from ..proxy._compose import Proxy, bind, parts
 from ..proxy._engine import Engine, Services
 from ..proxy._record import ExchangeRecord
+from ..streams._entrance import Entrance
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions
 from ..streams._h2_server import H2ServerConnection, H2ServerOptions
 from ..streams._serve import Front, ServerConnection
@@ -185,6 +186,7 @@ class HttpService(Service):
             http1=http != "2",
             http2=http == "2" or (h2c and tls is None) or (tls is not None and http != "1"),
             first_timeout=self.conf.header_timeout,
+            entrance=Entrance.of(self.conf, reads_headers(self.conf, listener)),
         )
         return lambda transport, info: ServerConnection(transport, info, front, self.on_limit)
 

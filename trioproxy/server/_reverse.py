@@ -162,7 +162,10 @@ class Reverse(ProxyHttp[Turn]):
     async def upstream_request_filter(
         self, session: Session, upstream_request: RequestHeader, ctx: Turn
     ) -> None:
-        """Set the forwarding fields, append Via, rewrite Host where asked to."""
+        """Set the forwarding fields, append Via, rewrite Host where asked to.
+
+        What the client sent of X-Forwarded fields is dropped, but for that of a trusted proxy.
+        """
         if session.is_connect_req():
             return  # nobody is sent this head
         session.set_forwarding_fields(upstream_request, via=self.pseudonym)

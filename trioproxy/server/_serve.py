@@ -20,7 +20,7 @@ import logging
 import attrs
 import trio
 
-from .._config import Listener, ServerConf
+from .._config import Listener, ServerConf, check_trust, reads_headers
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from ..cache._storage import StorageStatistics
@@ -60,7 +60,9 @@ class Statistics:
         ``("Upstream ReadTimedout", 3)``; every timeout and limit within a session is among them.
       limits_hit: What ended client connections beside their requests, by the setting or the limit:
         ``idle_timeout``, ``drain_bytes`` or ``drain_timeout``; ``tls_`` and an error's kind for TLS
-        handshakes; for HTTP/2 the limits that the documentation's page on it lists.
+        handshakes; ``proxy_protocol`` for a trusted proxy that sent no PROXY header or a wrong
+        one; ``connection_filter`` for what that dropped; for HTTP/2 the limits that the
+        documentation's page on it lists.
       sessions_shed: Requests answered 503 as ``max_sessions`` were in flight.
       connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
@@ -272,7 +274,8 @@ async def serve(
     Raises:
       ProxyError: BindError, with the address and the reason; nothing runs then.
       TypeError: ``proxy`` is no such object.
-      ValueError: a bind cannot be understood, or TLS settings cannot be used.
+      ValueError: a bind cannot be understood, TLS settings cannot be used, or a bind is to read
+        PROXY headers and ``trusted_proxies`` is empty.
     """
     kind = kind_of(proxy)
     if kind is None:
@@ -330,7 +333,9 @@ class _Plan:
         """
         if isinstance(bind, str):
             bind = Listener.parse(bind)
-        return cls(bind, kind.acceptor(bind if isinstance(bind, Listener) else None, conf))
+        listener = bind if isinstance(bind, Listener) else None
+        check_trust(reads_headers(conf, listener), conf.trusted_proxies)
+        return cls(bind, kind.acceptor(listener, conf))
 
     async def open(self, kind: type[Service]) -> None:
         """Open the listeners.

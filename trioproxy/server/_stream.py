@@ -7,11 +7,12 @@ from typing import Any
 
 import trio
 
-from .._config import Listener, ServerConf
+from .._config import Listener, ServerConf, reads_headers
 from ..stream._bound import StreamFilters
 from ..stream._connection import StreamConnection
 from ..stream._engine import StreamEngine, StreamServices
 from ..stream._filters import ProxyStream
+from ..streams._entrance import Entrance
 from ..transport._tls_server import TlsAcceptor
 from ..upstream._connector import Opener
 from ..upstream._pool import PoolStatistics
@@ -73,7 +74,10 @@ class StreamService(Service):
 
     def front(self, tls: TlsAcceptor | None, listener: Listener | None) -> Open:
         """Return what makes connections of what a listener accepts."""
-        return lambda transport, info: StreamConnection(transport, info, tls, self.on_limit)
+        entrance = Entrance.of(self.conf, reads_headers(self.conf, listener))
+        return lambda transport, info: StreamConnection(
+            transport, info, tls, self.on_limit, entrance
+        )
 
     @property
     def draining(self) -> bool:

@@ -24,7 +24,7 @@ import trio
 
 from .._callbacks import error_of, log_failure_of
 from .._clock import wall_time
-from .._config import ServerConf
+from .._config import ServerConf, announced_version
 from .._counts import SessionCounts
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._info import ConnectionInfo, Digest
@@ -88,16 +88,20 @@ class StreamEngine:
         self._services = services
         self._filters = services.filters
         self._conf = services.conf
+        self._announces = announced_version(services.conf)
 
-    async def handle(self, transport: ByteStream, info: ConnectionInfo) -> None:
+    async def handle(
+        self, transport: ByteStream, info: ConnectionInfo, received: bytes = b""
+    ) -> None:
         """Run one session; never raises an `Exception` of its callbacks.
 
         Args:
           transport: The client's side, which is closed when this returns.
           info: What is known of it.
+          received: What was read of it already.
         """
         services = self._services
-        session = StreamSession(services, transport, info)
+        session = StreamSession(services, transport, info, received)
         services.sessions += 1
         services.sessions_total += 1
         ctx: Any = None
@@ -197,8 +201,14 @@ class StreamEngine:
             return error
         session._peer = peer
         session._phase = "connecting"
+        way = peer.way
+        version = peer.options.proxy_protocol
+        if version is None:
+            version = self._announces
+        if version:
+            way = way.announcing(session._info, version)
         try:
-            session._upstream, info = await services.opener.open(peer.way, peer.alpn)
+            session._upstream, info = await services.opener.open(way, peer.alpn)
         except Exception as exc:  # a connector of the user's own may raise anything
             return self._connect_failed(session, ctx, peer, error_of(exc, session._phase))
         services.upstreams += 1

@@ -28,7 +28,11 @@ class StreamSession:
     """
 
     def __init__(
-        self, services: StreamServices, transport: ByteStream, info: ConnectionInfo
+        self,
+        services: StreamServices,
+        transport: ByteStream,
+        info: ConnectionInfo,
+        received: bytes = b"",
     ) -> None:
         self.error: ProxyError | None = None
         self._services = services
@@ -41,12 +45,12 @@ class StreamSession:
         self._dropped = False
         self._shed = False
         # What was read ahead, whether that was all, and who waits for more of it.
-        self._ahead = bytearray()
+        self._ahead = bytearray(received)
         self._ahead_ended = False
         self._ahead_over = False
         self._more = Bell()
         self._hello: ClientHello | None = None
-        self._from_client = self._to_client = 0
+        self._from_client, self._to_client = len(received), 0
         self._from_upstream = self._to_upstream = 0
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""From accepted bytes to exchanges: TLS, then the version of HTTP, then its connection.
+"""From accepted bytes to exchanges: who may in, TLS, the version of HTTP, then its connection.
 
 With TLS the version is what ALPN agreed on. In clear text it is HTTP/1, or HTTP/2 where its preface
 comes first and the listener takes that (RFC 9113 section 3.3).
@@ -16,6 +16,7 @@ from .._info import ConnectionInfo
 from ..codec._h2_gate import PREFACE
 from ..transport._byte_stream import ByteStream
 from ..transport._tls_server import TlsAcceptor
+from ._entrance import Entrance
 from ._h1_server import H1ServerConnection
 from ._h2_server import H2ServerConnection
 from ._server import Handler, OnLimit
@@ -36,6 +37,7 @@ class Front:
       http1: Whether HTTP/1 is spoken.
       http2: Whether HTTP/2 is, in clear text by prior knowledge.
       first_timeout: Seconds for the first bytes of a connection in clear text, where they decide.
+      entrance: What a connection has to get past first; None where there is nothing.
     """
 
     open_h1: OpenH1
@@ -44,6 +46,7 @@ class Front:
     http1: bool = True
     http2: bool = False
     first_timeout: float = 15.0
+    entrance: Entrance | None = None
 
 
 class ServerConnection:
@@ -80,8 +83,14 @@ class ServerConnection:
 
     async def run(self, handler: Handler) -> None:
         """Serve exchanges until the connection ends; the transport is closed when this returns."""
+        try:
+            await self._run(handler)
+        finally:
+            self.info.life.end()
+
+    async def _run(self, handler: Handler) -> None:
         front = self._front
-        if front.tls is None and not front.http2:
+        if front.tls is None and not front.http2 and front.entrance is None:
             connection: H1ServerConnection | H2ServerConnection | None = front.open_h1(
                 self.transport, self.info, b""
             )
@@ -119,9 +128,15 @@ class ServerConnection:
 
     async def _negotiate(self) -> H1ServerConnection | H2ServerConnection | None:
         front = self._front
+        received = b""
+        if front.entrance is not None:
+            admitted = await front.entrance.admit(self.transport, self.info, self._on_limit)
+            if admitted is None:
+                return None
+            self.info, received = admitted
         if front.tls is not None:
             try:
-                stream, self.info = await front.tls.accept(self.transport, self.info)
+                stream, self.info = await front.tls.accept(self.transport, self.info, received)
             except ProxyError as exc:
                 self._on_limit(f"tls_{exc.etype}")
                 return None
@@ -129,18 +144,18 @@ class ServerConnection:
             if stream.alpn == "h2":
                 return front.open_h2(stream, self.info, b"")
             return front.open_h1(stream, self.info, b"")
-        received = b""
+        if not front.http2:
+            return front.open_h1(self.transport, self.info, received)
         if front.http1:
-            received = await self._first_bytes()
+            received = await self._first_bytes(received)
             if not received:
                 return None
         if received.startswith(PREFACE[: len(received)]) or not front.http1:
             return front.open_h2(self.transport, self.info, received)
         return front.open_h1(self.transport, self.info, received)
 
-    async def _first_bytes(self) -> bytes:
+    async def _first_bytes(self, received: bytes) -> bytes:
         """Return enough bytes to tell the preface of HTTP/2 from a request; none at the end."""
-        received = b""
         with trio.move_on_after(self._front.first_timeout) as scope:
             while received == PREFACE[: len(received)] and len(received) < len(PREFACE):
                 try:

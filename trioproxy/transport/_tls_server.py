@@ -71,13 +71,14 @@ class TlsAcceptor:
         return True
 
     async def accept(
-        self, inner: ByteStream, info: ConnectionInfo
+        self, inner: ByteStream, info: ConnectionInfo, received: bytes = b""
     ) -> tuple[TlsStream, ConnectionInfo]:
         """Open TLS on an accepted connection, which is closed where that fails.
 
         Args:
           inner: The connection.
           info: What is known of it.
+          received: What was read of it already.
 
         Returns:
           The stream, and what is known of it now.
@@ -87,7 +88,7 @@ class TlsAcceptor:
             debug line tells of it already.
         """
         try:
-            return await self._accept(inner, info)
+            return await self._accept(inner, info, received)
         except ProxyError as exc:
             inner.close_now()
             _log.debug("no TLS with %s: %s", info.peer, exc)
@@ -97,14 +98,14 @@ class TlsAcceptor:
             raise
 
     async def _accept(
-        self, inner: ByteStream, info: ConnectionInfo
+        self, inner: ByteStream, info: ConnectionInfo, received: bytes
     ) -> tuple[TlsStream, ConnectionInfo]:
         started = trio.current_time()
         timeout = self.settings.handshake_timeout
         reader = HelloReader()
         stream = None
         with trio.move_on_after(timeout):
-            hello = await _read_hello(inner, reader)
+            hello = await _read_hello(inner, reader, received)
             entry = self._choose(hello.server_name)
             context = await self._context(entry)
             await self._check_protocols(inner, entry, hello)
@@ -247,11 +248,11 @@ class TlsAcceptor:
         )
 
 
-async def _read_hello(inner: ByteStream, reader: HelloReader) -> ClientHello:
+async def _read_hello(inner: ByteStream, reader: HelloReader, received: bytes) -> ClientHello:
     hello = None
     while hello is None:
         try:
-            data = await inner.receive_some(SLICE)
+            data = received or await inner.receive_some(SLICE)
         except ProxyError as exc:
             raise ProxyError.because(
                 ErrorType.TLSHandshakeFailure, "the connection broke before a ClientHello", exc
@@ -260,6 +261,7 @@ async def _read_hello(inner: ByteStream, reader: HelloReader) -> ClientHello:
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeFailure, "the connection ended before a ClientHello"
             )
+        received = b""
         try:
             hello = reader.feed(data)
         except NotTls as exc:

@@ -94,6 +94,7 @@ class Group(Generic[WaiterT]):
       stale: Whether somebody has left since the last pass, so that `hope` is too low.
       lonely: The highest ticket of those who wait for nobody else's connect any more: one failed
         them already, or takes too long.
+      shared_key: What is remembered of the peer stands under this.
     """
 
     key: Hashable
@@ -108,6 +109,7 @@ class Group(Generic[WaiterT]):
     hope: int = 0
     stale: bool = False
     lonely: int = 0
+    shared_key: Hashable = None
 
 
 @attrs.frozen

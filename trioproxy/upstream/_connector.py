@@ -10,14 +10,16 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from .._config import ServerConf
+from .._config import ServerConf, announced_version
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo, Digest, TlsInfo
 from .._options import PeerOptions, Tracer
 from .._peer import HttpPeer, Proxy
+from .._proxy_header import ProxyHeader
 from ..codec._h1 import HeadLimits, ResponseReader
 from ..codec._h1_codec import H1Codec, http1_codec
 from ..codec._h2 import H2Codec, H2Options
+from ..codec._proxy_protocol import encode_proxy_header
 from ..streams._abc import UpstreamConnection
 from ..streams._h1_client import H1ClientConnection
 from ..streams._h2_client import H2ClientConnection, H2ClientOptions
@@ -81,9 +83,12 @@ class SocketConnector(Connector, Opener):
     _limits: HeadLimits = attrs.field(init=False)
     _codec: H1Codec = attrs.field(init=False)
     _contexts: ClientContexts = attrs.field(init=False, factory=ClientContexts)
+    #: The PROXY header that connections begin with where their peer does not say.
+    _announces: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._codec = http1_codec(self.conf.http1_codec)
+        self._announces = announced_version(self.conf)
         self._limits = HeadLimits(
             max_bytes=self.conf.max_response_header_bytes,
             max_fields=self.conf.max_response_header_fields,
@@ -181,6 +186,9 @@ class SocketConnector(Connector, Opener):
                 info = attrs.evolve(
                     info, established=now, proxy_time=now - started, proxy_reply=reply
                 )
+            version = self._announces if options.proxy_protocol is None else options.proxy_protocol
+            if version:
+                await _announce(transport, info, peer, version, timeout)
             if peer.scheme == "https":
                 return await self._secure(transport, info, peer, alpn)
         except BaseException:
@@ -229,6 +237,22 @@ class SocketConnector(Connector, Opener):
         if hook is not None:
             _ask_hook(hook, stream.tls, peer)
         return stream, info
+
+
+async def _announce(
+    transport: ByteStream, info: ConnectionInfo, peer: HttpPeer, version: int, timeout: float
+) -> None:
+    """Send the PROXY header that a connection begins with, before TLS."""
+    if peer.announce is not None:
+        header = peer.announce.header
+    elif version == 1:  # which has no word for a connection of our own
+        header = ProxyHeader(version=1, source=info.local, destination=info.peer)
+    else:
+        header = ProxyHeader(local=True)
+    try:
+        await transport.send_parts([encode_proxy_header(header)], timeout)
+    except ProxyError as exc:
+        raise exc.more_context(f"the PROXY header to {peer}").into_up() from exc
 
 
 def speaks_http2(peer: HttpPeer, info: ConnectionInfo) -> bool:

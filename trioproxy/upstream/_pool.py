@@ -3,6 +3,9 @@
 The tasks of every connection live in the pool's nursery, so that a connection outlives the session
 that made it, and an idle one is watched without a task of its own: whatever happens on it takes it
 out of the pool (row U1-01).
+
+A connection that announces a client by a PROXY header belongs to that client's connection: it has a
+reuse key of its own, and ends when that connection does.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import attrs
 import trio
 
 from .._errors import ErrorType, ProxyError
+from .._info import Announcement
 from .._peer import HttpPeer
 from ..streams._abc import UpstreamConnection, UpstreamStream
 from ._assign import ANY, Group, Slot, Want, assign, choose
@@ -193,7 +197,7 @@ class Pool:
         """
         if raw:
             peer = peer.raw()
-        elif http1 or (self._http1_only and peer.reuse_key in self._http1_only):
+        elif http1 or (self._http1_only and peer.shared_key in self._http1_only):
             peer = peer.http1() or peer
         since = self._made if fresh else ANY
         key = peer.reuse_key
@@ -227,13 +231,13 @@ class Pool:
 
     def remember_http1(self, peer: HttpPeer) -> None:
         """Use HTTP/1.1 for the peer from now on: it asked for that (row H2-25)."""
-        _note(self._http1_only, peer.reuse_key, None)
+        _note(self._http1_only, peer.shared_key, None)
 
     def _group(self, key: Hashable, peer: HttpPeer) -> _Group:
         """Return a new group for the peer's reuse key."""
         wished = expected_room(peer)
-        expected = wished if wished == 1 else min(wished, self._rooms.get(key, wished))
-        group = self._groups[key] = Group(key, wished, expected)
+        expected = wished if wished == 1 else min(wished, self._rooms.get(peer.shared_key, wished))
+        group = self._groups[key] = Group(key, wished, expected, shared_key=peer.shared_key)
         return group
 
     def _ask(self, group: _Group, since: int) -> _Waiter:
@@ -304,10 +308,12 @@ class Pool:
         connection.on_room = partial(self._room_changed, slot)
         timeout = peer.options.idle_timeout
         connection.idle_timeout = self._idle_timeout if timeout is None else timeout
-        self._nursery.start_soon(self._read, slot)
+        self._nursery.start_soon(self._read, slot, peer.announce)
         slot.users = 1
         if slot.shared:
             group.in_use.append(slot)
+        if peer.announce is not None:
+            peer.announce.life.hold(slot, partial(self._bereave, slot))
         try:
             lease = self._start(slot)
         finally:
@@ -334,9 +340,9 @@ class Pool:
             room = connection.room + connection.busy if slot.shared else 1
             group.expected = min(group.wished, max(1, room))
             if group.expected < group.wished:
-                _note(self._rooms, group.key, group.expected)
+                _note(self._rooms, group.shared_key, group.expected)
             else:
-                self._rooms.pop(group.key, None)
+                self._rooms.pop(group.shared_key, None)
 
     def _room_changed(self, slot: _Slot, connection: UpstreamConnection) -> None:
         """Take it that a connection may carry more, or less."""
@@ -385,7 +391,13 @@ class Pool:
         elif not group.count:
             del self._groups[group.key]
 
-    async def _read(self, slot: _Slot) -> None:
+    def _bereave(self, slot: _Slot) -> None:
+        """End a connection whose client is gone: now, or with the exchanges that it carries."""
+        if slot in self._ages:
+            self._displace(slot)
+        slot.retired = True
+
+    async def _read(self, slot: _Slot, announce: Announcement | None) -> None:
         """Run a connection's tasks; what goes wrong there is that connection's matter alone."""
         connection = slot.connection
         try:
@@ -401,6 +413,8 @@ class Pool:
                 self._unhope(slot)
                 slot.group.lonely = self._tickets
             self._open -= 1
+            if announce is not None:
+                announce.life.let_go(slot)
             self._uncount(slot.group)
 
     def take_back(self, slot: _Slot) -> None:
