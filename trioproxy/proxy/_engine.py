@@ -39,6 +39,7 @@ from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
+from ._relay import run_with_messages
 from ._renew import renew
 from ._session import Session
 from ._tunnel import run_tunnel
@@ -496,8 +497,9 @@ class Engine:
                 ctx,
             )
         request = to_upstream(session.req_header())
-        if request.version == "HTTP/1.0" and b"host" not in request.headers:
-            # What goes on needs one (RFC 9112 section 3.2).
+        if request.version not in ("HTTP/1.1", "HTTP/2") and b"host" not in request.headers:
+            # What goes on needs one (RFC 9112 section 3.2), and HTTP/1.0 or a protocol of the
+            # user's may have none.
             request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
@@ -520,7 +522,10 @@ class Engine:
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
         exchange.altered = staged or (tap is not None and tap.alters)
         try:
-            first = await run_exchange(exchange, nursery)
+            if session.downstream_session.messages is None and upstream.messages is None:
+                first = await run_exchange(exchange, nursery)
+            else:
+                first = await run_with_messages(exchange)
         except ServeStored:
             return True
         except ProxyError as exc:

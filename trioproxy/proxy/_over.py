@@ -13,6 +13,7 @@ class OverStream(UpstreamStream):
         self._inner = inner
         self.info = inner.info
         self.reused = inner.reused
+        self.messages = inner.messages
         self.body_bytes_received = 0
         self.write_pending_time = 0.0
 

@@ -29,6 +29,7 @@ from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
 
 if TYPE_CHECKING:
+    from .._custom import MessageChannel
     from .._peer import HttpPeer
     from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
@@ -266,8 +267,16 @@ class Session:
         return self._subrequest
 
     def is_custom(self) -> bool:
-        """Tell whether the client speaks a custom protocol."""
-        return False
+        """Tell whether the client speaks a protocol of your own (`trioproxy.custom`)."""
+        return self.downstream_session.messages is not None
+
+    def downstream_custom_message(self) -> MessageChannel | None:
+        """Return the client's messages where it speaks a protocol of your own, else None.
+
+        The engine takes them from each attempt's start until the response has ended: receive them
+        yourself only where you answer the request by yourself.
+        """
+        return self.downstream_session.messages
 
     def client_addr(self) -> str | None:
         """Return the client's address as text (``127.0.0.1:5000``), None for unnamed sockets."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -23,6 +25,7 @@ import trio
 
 from .._clock import wall_time
 from .._config import Listener, ServerConf, check_versions
+from .._custom import Protocol
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from ..cache._storage import Storage, StorageStatistics
@@ -34,6 +37,7 @@ from ..proxy._compose import Composite, Proxy, bind, parts
 from ..proxy._engine import Engine, Services
 from ..proxy._filters import ProxyHttp
 from ..proxy._record import ExchangeRecord
+from ..streams._custom_server import CustomServerConnection
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions
 from ..streams._h2_server import H2ServerConnection, H2ServerOptions
 from ..streams._serve import Front, ServerConnection
@@ -272,17 +276,30 @@ class _Server:
             # The new connections get their turn before the next ones are accepted.
             await trio.lowlevel.checkpoint()
 
-    def front(self, tls: TlsAcceptor | None, http: str, h2c: bool) -> Front:
+    def front(
+        self, tls: TlsAcceptor | None, http: str, h2c: bool, custom: Sequence[Protocol]
+    ) -> Front:
         """Return what a listener speaks."""
         if tls is not None:
             self.tls.append(tls)
+        openers = {each.alpn: partial(self.open_custom, each) for each in custom}
         return Front(
             self.open_h1,
             self.open_h2,
             tls,
-            http1=http != "2",
-            http2=http == "2" or h2c or (tls is not None and http != "1"),
+            http1=http in ("auto", "1"),
+            http2=http == "2" or h2c or (tls is not None and http == "auto"),
             first_timeout=self.conf.header_timeout,
+            custom=openers,
+            only=openers[custom[0].alpn] if http == "off" else None,
+        )
+
+    def open_custom(
+        self, protocol: Protocol, transport: ByteStream, info: ConnectionInfo
+    ) -> CustomServerConnection:
+        """Speak a protocol of the user's on an accepted transport."""
+        return CustomServerConnection(
+            transport, info, protocol.server(), self.options, self.on_refused, self.on_limit
         )
 
     def open_h1(
@@ -426,7 +443,7 @@ async def serve(
             )
             server = _Server(proxy, conf, pool)
             for plan in plans:
-                front = server.front(plan.tls, plan.http, plan.h2c)
+                front = server.front(plan.tls, plan.http, plan.h2c, plan.custom)
                 server.listening += [(each, front) for each in plan.opened]
             with server.serving:
                 async with trio.open_nursery() as nursery:
@@ -452,6 +469,7 @@ class _Plan:
     tls: TlsAcceptor | None
     http: str
     h2c: bool
+    custom: tuple[Protocol, ...] = ()
     opened: list[Acceptor] = attrs.field(factory=list)
 
     @classmethod
@@ -464,17 +482,25 @@ class _Plan:
         if isinstance(bind, str):
             bind = Listener.parse(bind)
         settings, http, h2c = conf.tls, conf.http, conf.h2c
+        custom: tuple[Protocol, ...] = ()
         if isinstance(bind, Listener):
             settings = bind.tls if bind.tls is not None else settings
             http = bind.http if bind.http is not None else http
-            h2c = bind.h2c if bind.h2c is not None else h2c
+            custom = bind.custom
+            h2c = bind.h2c if bind.h2c is not None else (h2c and http != "off")
             check_versions(http, h2c)
+            if custom and settings is None and (http != "off" or len(custom) != 1):
+                raise ValueError(
+                    f"custom on {bind.address}: without TLS there is no ALPN to choose by; one "
+                    "protocol and http='off' are right, or tls"
+                )
         tls = None
         if settings is not None:
-            names = {"1": ["http/1.1"], "2": ["h2"]}.get(http, ["h2", "http/1.1"])
-            tls = TlsAcceptor(settings, names)
+            offered = {"1": ["http/1.1"], "2": ["h2"], "off": []}
+            names = offered.get(http, ["h2", "http/1.1"])
+            tls = TlsAcceptor(settings, names, [each.alpn for each in custom])
             h2c = False
-        return cls(bind, tls, http, h2c)
+        return cls(bind, tls, http, h2c, custom)
 
     async def open(self) -> None:
         """Open the listeners.

@@ -35,7 +35,7 @@ def _misuse(text: str) -> ProxyError:
     return ProxyError.explain(ErrorType.InternalError, text).into_in()
 
 
-class _Order:
+class Order:
     """Holds the events of one message to their order (rule 1 of the contract)."""
 
     __slots__ = ("body", "ended", "head", "trailers")
@@ -73,7 +73,7 @@ class _Direction(Generic[EventT]):
     def __init__(self) -> None:
         self.events: list[EventT] = []
         self.queued = 0
-        self.order = _Order()
+        self.order = Order()
         #: Whether a send was cut: what followed is lost.
         self.torn = False
         self.filled = Bell()
@@ -81,7 +81,7 @@ class _Direction(Generic[EventT]):
 
     def switch(self) -> None:
         """Go on behind a 101: content, then a half-close."""
-        self.order = _Order()
+        self.order = Order()
         self.order.head = True
 
     def put(self, events: Sequence[EventT]) -> None:

@@ -6,7 +6,7 @@ comes first and the listener takes that (RFC 9113 section 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 import trio
@@ -16,12 +16,15 @@ from .._info import ConnectionInfo
 from ..codec._h2_gate import PREFACE
 from ..transport._byte_stream import ByteStream
 from ..transport._tls_server import TlsAcceptor
+from ._custom_server import CustomServerConnection
 from ._h1_server import H1ServerConnection
 from ._h2_server import H2ServerConnection
 from ._server import Handler, OnLimit
 
 OpenH1 = Callable[[ByteStream, ConnectionInfo, bytes], H1ServerConnection]
 OpenH2 = Callable[[ByteStream, ConnectionInfo, bytes], H2ServerConnection]
+OpenCustom = Callable[[ByteStream, ConnectionInfo], CustomServerConnection]
+Connection = H1ServerConnection | H2ServerConnection | CustomServerConnection
 
 
 @attrs.frozen(eq=False)
@@ -36,6 +39,8 @@ class Front:
       http1: Whether HTTP/1 is spoken.
       http2: Whether HTTP/2 is, in clear text by prior knowledge.
       first_timeout: Seconds for the first bytes of a connection in clear text, where they decide.
+      custom: The protocols of the user's, by the name that ALPN agrees on.
+      only: The one that is spoken where nothing was agreed on; None where that is HTTP.
     """
 
     open_h1: OpenH1
@@ -44,6 +49,8 @@ class Front:
     http1: bool = True
     http2: bool = False
     first_timeout: float = 15.0
+    custom: Mapping[str, OpenCustom] = attrs.field(factory=dict)
+    only: OpenCustom | None = None
 
 
 class ServerConnection:
@@ -71,7 +78,7 @@ class ServerConnection:
         self._on_limit = on_limit
         self._draining = False
         self._opening: trio.CancelScope | None = None
-        self._connection: H1ServerConnection | H2ServerConnection | None = None
+        self._connection: Connection | None = None
 
     @property
     def buffered(self) -> int:
@@ -81,10 +88,11 @@ class ServerConnection:
     async def run(self, handler: Handler) -> None:
         """Serve exchanges until the connection ends; the transport is closed when this returns."""
         front = self._front
-        if front.tls is None and not front.http2:
-            connection: H1ServerConnection | H2ServerConnection | None = front.open_h1(
-                self.transport, self.info, b""
-            )
+        connection: Connection | None
+        if front.tls is None and front.only is not None:
+            connection = front.only(self.transport, self.info)
+        elif front.tls is None and not front.http2:
+            connection = front.open_h1(self.transport, self.info, b"")
         else:
             connection = await self._open()
         if connection is None:
@@ -103,7 +111,7 @@ class ServerConnection:
         elif self._opening is not None:
             self._opening.cancel()
 
-    async def _open(self) -> H1ServerConnection | H2ServerConnection | None:
+    async def _open(self) -> Connection | None:
         """Find out what is spoken; None where the connection ended before, or has to."""
         connection = None
         if not self._draining:
@@ -117,7 +125,7 @@ class ServerConnection:
                 self._opening = None
         return connection
 
-    async def _negotiate(self) -> H1ServerConnection | H2ServerConnection | None:
+    async def _negotiate(self) -> Connection | None:
         front = self._front
         if front.tls is not None:
             try:
@@ -126,6 +134,9 @@ class ServerConnection:
                 self._on_limit(f"tls_{exc.etype}")
                 return None
             self.transport = stream
+            custom = front.only if stream.alpn is None else front.custom.get(stream.alpn)
+            if custom is not None:
+                return custom(stream, self.info)
             if stream.alpn == "h2":
                 return front.open_h2(stream, self.info, b"")
             return front.open_h1(stream, self.info, b"")

@@ -36,18 +36,24 @@ Entry = TlsSettings | ssl.SSLContext
 class TlsAcceptor:
     """Turns accepted connections into TLS ones."""
 
-    def __init__(self, settings: TlsSettings, alpn: Sequence[str]) -> None:
+    def __init__(
+        self, settings: TlsSettings, alpn: Sequence[str], custom: Sequence[str] = ()
+    ) -> None:
         """Read the certificates.
 
         Args:
           settings: What is offered.
           alpn: What the listener speaks, of ``h2`` and ``http/1.1``; the settings say what is best.
+          custom: What it speaks beside that, or in place of it, and offers before it.
 
         Raises:
           ValueError: the settings cannot be used: it names the field, the value and the fix.
         """
         self.settings = settings
         self._alpn = tuple(alpn)
+        self._custom = tuple(custom)
+        #: What a client speaks that says nothing by ALPN.
+        self._silent = custom[0] if custom and not alpn else "http/1.1"
         self._exact = {name: entry for name, entry in settings.sni if name[0] != "*"}
         # By what is behind the star, the dot included.
         self._wild = {name[1:]: entry for name, entry in settings.sni if name[0] == "*"}
@@ -117,7 +123,8 @@ class TlsAcceptor:
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeTimedout, f"no TLS handshake within {timeout:g} s"
             )
-        if (stream.alpn or "http/1.1") not in self._alpn:  # a context of the user's own allows it
+        if (stream.alpn or self._silent) not in (*self._custom, *self._alpn):
+            # A context of the user's own allows it.
             stream.close_now()
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeFailure,
@@ -221,14 +228,16 @@ class TlsAcceptor:
     # -- protocols -------------------------------------------------------------------------------
 
     def _protocols(self, entry: TlsSettings) -> tuple[str, ...]:
-        return tuple(each for each in entry.alpn if each in self._alpn)
+        return (*self._custom, *(each for each in entry.alpn if each in self._alpn))
 
     async def _check_protocols(self, inner: ByteStream, entry: Entry, hello: ClientHello) -> None:
         """Refuse a client with which no protocol is left: HTTP/1.1 needs no ALPN, HTTP/2 does."""
         if isinstance(entry, ssl.SSLContext):
             return
         ours = self._protocols(entry)
-        if "http/1.1" in ours or any(each.encode() in hello.alpn for each in ours):
+        if self._silent in ours and (self._silent == "http/1.1" or not hello.alpn):
+            return
+        if any(each.encode() in hello.alpn for each in ours):
             return
         try:
             await inner.send_parts([_NO_PROTOCOL], math.inf)
