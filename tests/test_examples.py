@@ -13,10 +13,12 @@ import attrs
 import pytest
 import trio
 
+import trioproxy
 from examples import __main__ as runner
 from examples import (
     body_guard,
     caching_gateway,
+    custom_protocol,
     grpc_router,
     grpc_web_page,
     h2_to_h1,
@@ -30,6 +32,8 @@ from examples import (
 from examples._cache_origin import IMAGE
 from examples._cache_origin import serve as serve_cacheable
 from examples._certificates import make
+from examples._chat import serve as serve_chat
+from examples._chat import talk_over_tls
 from examples._connect_server import serve as serve_connect
 from examples._gateway import Broken
 from examples._grpc_origin import serve as serve_grpc
@@ -74,6 +78,7 @@ NAMES = [
     "composition",
     "connect_proxy",
     "context_access_log",
+    "custom_protocol",
     "failover",
     "grpc_router",
     "grpc_web_page",
@@ -739,6 +744,7 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
 @pytest.mark.parametrize(
     ("name", "scheme", "shown"),
     [
+        ("custom_protocol", "https", r"talk 127.0.0.1:\d+ /\S+/ca.pem \"hello, room 7\""),
         ("grpc_router", "http", r"'te: trailers' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("grpc_web_page", "http", r"grpc-web' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("image_origin", "http", r"-r 1000-1999 'http://127.0.0.1:\d+/photo.png"),
@@ -827,6 +833,26 @@ async def test_the_guard_takes_whole_requests_of_a_bounded_size() -> None:
         for size, status in ((5, 200), (MOST, 200), (MOST + 1, 413)):
             head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
             assert (await ask(url, head % size + bytes(size))).status == status
+
+
+async def test_a_custom_protocol_is_filtered_message_by_message(tmp_path: Path) -> None:
+    make(tmp_path, "localhost")
+    listener = custom_protocol.listener("127.0.0.1:0", tmp_path)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            peer = custom_protocol.peer(await nursery.start(serve_chat, "127.0.0.1:0"))
+            running = await nursery.start(trioproxy.serve, custom_protocol.Chat(peer), listener)
+            address = running.urls[0].removeprefix("https://")
+            heard = await talk_over_tls(
+                address, str(tmp_path / "ca.pem"), b"hello, room 7", b"secret plans"
+            )
+            nursery.cancel_scope.cancel()
+    assert heard == [
+        b"the gateway says: welcome",
+        b"HELLO, ROOM 7",
+        b"GOODBYE",
+        b"closed with 200",
+    ]
 
 
 async def test_the_websocket_gateway_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
