@@ -137,7 +137,7 @@ class Party:
             data = await self.stream.receive_some(65536)
             if not data:
                 raise EOFError
-            self.waiting += self.codec.feed(data)
+            self.waiting += self.codec.feed(bytes(data))
         return self.waiting.pop(0)
 
 

@@ -428,6 +428,7 @@ class Engine:
         """Choose a peer, get a connection and carry the exchange over it."""
         filters = session._filters
         session._upstream = None
+        session._asked = False
         try:
             session._phase = "upstream_peer"
             peer: HttpPeer = await filters.upstream_peer(session, ctx)
@@ -508,6 +509,10 @@ class Engine:
         if filters.upstream_request_filter is not None:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
+        over_tunnel = session._over_tunnel
+        session._asked = True
+        if over_tunnel is not None:
+            upstream = over_tunnel.over(upstream, request)
         tap = None
         staged = (
             filters.adjust_upstream_modules is not None or session._upstream_modules is not None
@@ -551,7 +556,8 @@ class Engine:
         if first is not None:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf
-            await run_tunnel(exchange, nursery, first)
+            run = run_tunnel if over_tunnel is None else over_tunnel.run
+            await run(exchange, nursery, first)
         return False
 
     def _connect_failed(

@@ -45,6 +45,7 @@ class Relay:
       check: Makes of what a callback gave what is sent.
       scope: Ends all that belongs to the relay, once something has failed.
       error: What failed first.
+      callback_failed: Whether that was a callback, and no connection.
     """
 
     exchange: Exchange
@@ -53,6 +54,7 @@ class Relay:
     check: Check
     scope: trio.CancelScope | None = None
     error: Exception | None = None
+    callback_failed: bool = False
 
     def fail(self, exc: Exception, phase: str) -> None:
         """Keep why the attempt fails, and end what belongs to it."""
@@ -63,23 +65,27 @@ class Relay:
 
     async def from_downstream(self, message: bytes) -> None:
         """Pass a message of the client on."""
-        exchange, to = self.exchange, self.to_upstream
-        result: Any = message
-        callback = exchange.filters.downstream_custom_message_proxy_filter
-        if callback is not None:
-            result = await callback(exchange.session, message, exchange.ctx, to is None)
-        if result is not None and to is not None:
-            await to(self.check(result, message, FROM_DOWNSTREAM))
+        callback = self.exchange.filters.downstream_custom_message_proxy_filter
+        await self._pass_on(message, callback, self.to_upstream, FROM_DOWNSTREAM)
 
     async def from_upstream(self, message: bytes) -> None:
         """Pass a message of the origin on."""
-        exchange, to = self.exchange, self.to_downstream
+        callback = self.exchange.filters.upstream_custom_message_proxy_filter
+        await self._pass_on(message, callback, self.to_downstream, FROM_UPSTREAM)
+
+    async def _pass_on(self, message: bytes, callback: Any, to: Send | None, name: str) -> None:
         result: Any = message
-        callback = exchange.filters.upstream_custom_message_proxy_filter
-        if callback is not None:
-            result = await callback(exchange.session, message, exchange.ctx, to is None)
-        if result is not None and to is not None:
-            await to(self.check(result, message, FROM_UPSTREAM))
+        try:
+            if callback is not None:
+                exchange = self.exchange
+                result = await callback(exchange.session, message, exchange.ctx, to is None)
+            if result is None or to is None:
+                return
+            result = self.check(result, message, name)
+        except Exception:
+            self.callback_failed = True
+            raise
+        await to(result)
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Call `custom_forwarding`, and carry what is put into its channels.
@@ -114,8 +120,14 @@ class Relay:
             # Holding both ends: one that a callback forgets is neither a warning nor an end.
             with channel, waiting:
                 async for message in waiting:
-                    if to is not None:
-                        await to(self.check(message, None, INJECTED))
+                    if to is None:
+                        continue
+                    try:
+                        checked = self.check(message, None, INJECTED)
+                    except Exception:
+                        self.callback_failed = True
+                        raise
+                    await to(checked)
         except Exception as exc:  # the attempt fails with it, in the task that owns it
             self.fail(exc, INJECTED)
 

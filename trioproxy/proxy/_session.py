@@ -20,6 +20,7 @@ from .._messages import (
     ResponseHeader,
     Trailers,
 )
+from .._websocket import WebSocketOptions
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..modules._abc import ModulesCtx
@@ -27,6 +28,7 @@ from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ._body import RequestBody
 from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
+from ._websocket import MessageFilter
 
 if TYPE_CHECKING:
     from .._custom import MessageChannel
@@ -59,6 +61,7 @@ class Session:
     """
 
     __slots__ = (
+        "_asked",
         "_asked_at",
         "_body",
         "_body_bytes_sent",
@@ -71,6 +74,7 @@ class Session:
         "_ignore_info",
         "_modules",
         "_not_modified",
+        "_over_tunnel",
         "_peer_name",
         "_permit",
         "_phase",
@@ -125,6 +129,10 @@ class Session:
         self._held: tuple[HttpPeer, bool] | None = None
         self._peer_name: str | None = None
         self._upstream: UpstreamStream | None = None
+        #: Whether the running attempt's request is settled.
+        self._asked = False
+        #: What is laid over a tunnel, should there be one.
+        self._over_tunnel: MessageFilter | None = None
         self._cache: HttpCache | None = None
         #: The right to fill that another request has handed on.
         self._permit: WritePermit | None = None
@@ -455,6 +463,28 @@ class Session:
         return events if self._row is None else tuple(await self._row.pass_on(events))
 
     # -- the upstream ----------------------------------------------------------------------------
+
+    def filter_websocket_messages(self, options: WebSocketOptions | None = None) -> None:
+        """Filter the messages of this session's WebSocket, should it become one.
+
+        They go through `downstream_custom_message_proxy_filter` and
+        `upstream_custom_message_proxy_filter`, and `custom_forwarding` gets the channels to put
+        others in; the body filters see nothing of the WebSocket then. Call it before the request
+        goes to the origin: in `upstream_request_filter` at the latest.
+
+        Args:
+          options: Bounds, a `trioproxy.websocket.WebSocketOptions`; None takes the defaults.
+
+        Raises:
+          RuntimeError: the request has gone out; or wsproto is not installed, which the extra
+            ``websocket`` brings.
+        """
+        if self._asked:
+            raise RuntimeError(
+                "filter_websocket_messages() came too late: upstream_request_filter is the last "
+                "callback that may call it"
+            )
+        self._over_tunnel = MessageFilter(options or WebSocketOptions())
 
     def upstream_body_bytes_received(self) -> int:
         """Return the payload bytes that the last attempt received from the origin."""
