@@ -22,6 +22,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, SERVER, Protocol, State
 
+from tests._support.websocket import raw
 from trioproxy.codec import _websocket
 from trioproxy.codec._websocket import (
     Close,
@@ -39,29 +40,6 @@ MOST = 1 << 20
 
 def end(*, client: bool = False, deflate: Deflate | None = None, most: int = MOST) -> WebSocketEnd:
     return WebSocketEnd(client=client, deflate=deflate, max_message_bytes=most)
-
-
-def raw(
-    opcode: int,
-    data: bytes = b"",
-    *,
-    fin: bool = True,
-    bits: int = 0,
-    mask: bytes | None = b"\1\2\3\4",
-) -> bytes:
-    """Return a frame, right or not."""
-    out = bytes([(fin << 7) | (bits << 4) | opcode])
-    marked = 0 if mask is None else 0x80
-    if len(data) < 126:
-        out += bytes([marked | len(data)])
-    elif len(data) < 1 << 16:
-        out += struct.pack("!BH", marked | 126, len(data))
-    else:
-        out += struct.pack("!BQ", marked | 127, len(data))
-    if mask is None:
-        return out + data
-    key = itertools.cycle(mask)
-    return out + mask + bytes(byte ^ next(key) for byte in data)
 
 
 def text(message: str) -> TextMessage:
@@ -212,8 +190,8 @@ def test_a_frame_with_a_mask_is_not_for_a_client() -> None:
 def fields() -> list[Deflate]:
     """Return every mixture of parameters, with a few windows."""
     return [
-        Deflate(*flags, *bits)
-        for flags in itertools.product((False, True), repeat=2)
+        Deflate(client, server, *bits)
+        for client, server in itertools.product((False, True), repeat=2)
         for bits in ((15, 15), (9, 12), (12, 9), (8, 8), (15, 8), (8, 15))
     ]
 
@@ -230,7 +208,7 @@ def other_end(*, client: bool, deflate: Deflate | None) -> Protocol:
     return protocol
 
 
-MESSAGES = [
+MESSAGES: list[TextMessage | BinaryMessage] = [
     text("hello"),
     text(""),
     BinaryMessage(b"hello" * 1000),
