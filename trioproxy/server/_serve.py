@@ -277,7 +277,7 @@ class _Server:
             await trio.lowlevel.checkpoint()
 
     def front(
-        self, tls: TlsAcceptor | None, http: str, h2c: bool, custom: Sequence[Protocol]
+        self, tls: TlsAcceptor | None, http: str, h2c: bool, custom: Sequence[Protocol] = ()
     ) -> Front:
         """Return what a listener speaks."""
         if tls is not None:

@@ -69,9 +69,11 @@ class Inbox:
                     return
             else:
                 self.queued += len(event.data)
-        self.ended = ends(event)
         self.events.append(event)
         self.bell.ring()
+        if ends(event):
+            self.ended = True
+            self.message_bell.ring()  # perhaps no more will come
 
     def ring(self) -> None:
         """Wake whoever waits for anything."""

@@ -314,6 +314,7 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
         if self._order.ended:
             self.finished = True
             self._connection.inbox.drop_messages()
+            self._connection.inbox.message_bell.ring()
 
     async def _send(self, events: list[Event]) -> None:
         timeout = self.write_timeout

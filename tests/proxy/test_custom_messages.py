@@ -1,0 +1,630 @@
+"""A protocol of one's own on either side of the proxy, and the messages beside its content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from examples._chat import MESSAGE, PREFIX, LengthPrefixed, Party
+from tests._support.recording import (
+    GET,
+    OK,
+    Ctx,
+    CutError,
+    Gateway,
+    Recorder,
+    Wire,
+    answers,
+    open_gateway,
+    post,
+    raises,
+)
+from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
+from trioproxy import (
+    ErrorSource,
+    Headers,
+    HttpPeer,
+    PeerOptions,
+    ProxyError,
+    RequestHeader,
+    ResponseHeader,
+    ServerConf,
+    Session,
+)
+from trioproxy.custom import END, Data, Event, Message, Trailers
+
+PROTOCOL = LengthPrefixed()
+PEER = HttpPeer("origin.test", 80, options=PeerOptions(custom=PROTOCOL))
+ROOM = RequestHeader("JOIN", "/room", [("Host", "site.test")], version="lp/1")
+FINE = ResponseHeader(200, [("X-One", "1")], version="lp/1")
+
+Handler = Callable[[Party], Any]
+
+
+@attrs.define(eq=False, slots=False)
+class Chat(Recorder):
+    """Keeps what the filters of messages were given, and what `custom_forwarding` was."""
+
+    up: Callable[[bytes], Any] = bytes.upper
+    down: Callable[[bytes], Any] = bytes.title
+    seen: list[tuple[str, bytes, bool]] = attrs.field(factory=list)
+    channels: list[Any] = attrs.field(factory=list)
+
+    async def custom_forwarding(
+        self,
+        session: Session,
+        ctx: Ctx,
+        custom_message_to_upstream: trio.MemorySendChannel[bytes] | None,
+        custom_message_to_downstream: trio.MemorySendChannel[bytes],
+    ) -> None:
+        self._note("custom_forwarding", ctx)
+        self.channels = [custom_message_to_upstream, custom_message_to_downstream]
+        await self._async("custom_forwarding", None, session, ctx)
+
+    async def downstream_custom_message_proxy_filter(
+        self, session: Session, custom_message: bytes, ctx: Ctx, final_hop: bool
+    ) -> bytes | None:
+        self.seen.append(("up", custom_message, final_hop))
+        return self.up(custom_message)  # type: ignore[no-any-return]  # a test's
+
+    async def upstream_custom_message_proxy_filter(
+        self, session: Session, custom_message: bytes, ctx: Ctx, final_hop: bool
+    ) -> bytes | None:
+        self.seen.append(("down", custom_message, final_hop))
+        return self.down(custom_message)  # type: ignore[no-any-return]  # a test's
+
+
+def server(handler: Handler) -> Callable[[Wire], Any]:
+    """Return an origin that speaks the protocol."""
+
+    async def origin(wire: Wire) -> None:
+        try:
+            await handler(Party(wire.stream, PROTOCOL.server()))
+        except (EOFError, CutError):
+            pass
+
+    return origin
+
+
+def client(gateway: Gateway) -> Party:
+    """Return a client that does."""
+    return Party(gateway.connect_custom(PROTOCOL).stream, PROTOCOL.client())
+
+
+async def exactly(party: Party, *expected: Event) -> None:
+    """Receive just these, in this order."""
+    for event in expected:
+        assert await party.receive() == event
+
+
+async def anyhow(party: Party, *expected: Event) -> None:
+    """Receive these in any order: messages have none beside content."""
+    left = list(expected)
+    while left:
+        left.remove(await party.receive())
+
+
+async def until(party: Party, last: Event) -> list[Event]:
+    """Return all that comes up to an event."""
+    events = [await party.receive()]
+    while events[-1] != last:
+        events.append(await party.receive())
+    return events
+
+
+async def rest(party: Party) -> list[Event]:
+    """Return all that comes until the connection ends."""
+    events = []
+    try:
+        while True:
+            events.append(await party.receive())
+    except EOFError:
+        return events
+
+
+async def echo(party: Party) -> None:
+    """Send every message back; the message ``end`` ends the response."""
+    while True:
+        event = await party.receive()
+        if isinstance(event, RequestHeader):
+            await party.send(FINE)
+        elif isinstance(event, Message):
+            await party.send(event)
+            if event.data == b"END":
+                await party.send(END)
+
+
+# -- both sides speak it ---------------------------------------------------------------------------
+
+
+async def test_an_exchange_is_that_of_http_with_messages_beside_it(autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        head = await party.receive()
+        assert isinstance(head, RequestHeader)
+        assert (head.method, head.path) == ("JOIN", "/room")
+        assert head.headers.items() == [("Host", "site.test")]
+        await exactly(
+            party, Data(b"content"), Message(b"ONE"), Trailers(Headers([("T", "1")])), END
+        )
+        await party.send(FINE, Message(b"two"), Data(b"answer"))
+        await exactly(party, Message(b"THREE"))
+        await party.send(Message(b"four"), Trailers(Headers([("U", "2")])), END)
+        await party.receive()
+
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, Data(b"content"))
+        await trio.testing.wait_all_tasks_blocked()
+        await party.send(Message(b"one"))
+        await trio.testing.wait_all_tasks_blocked()
+        await party.send(Trailers(Headers([("T", "1")])), END)
+        await anyhow(party, FINE, Data(b"answer"), Message(b"Two"))
+        await party.send(Message(b"three"))  # behind the request's end, before the response's
+        await exactly(party, Message(b"Four"), Trailers(Headers([("U", "2")])), END)
+    assert proxy.seen == [
+        ("up", b"one", False),
+        ("down", b"two", False),
+        ("up", b"three", False),
+        ("down", b"four", False),
+    ]
+    assert proxy.pieces("request_body_filter") == [(b"content", False), (None, True)]
+    assert proxy.pieces("response_body_filter") == [(b"answer", False), (None, True)]
+    assert proxy.names().count("custom_forwarding") == 1
+    assert proxy.the("logging").args["e"] is None
+    names = proxy.names()
+    assert names.index("upstream_request_filter") < names.index("custom_forwarding")
+    assert names.index("custom_forwarding") < names.index("request_body_filter")
+
+
+async def test_connections_are_kept_on_both_sides(autojump_clock: object) -> None:
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(echo)) as gateway:
+        party = client(gateway)
+        for _ in range(3):
+            await party.send(ROOM, END, Message(b"end"))
+            assert await until(party, END) in (
+                [FINE, Message(b"End"), END],
+                [Message(b"End"), FINE, END],
+            )
+        await trio.testing.wait_all_tasks_blocked()
+        assert gateway.pool.statistics().idle == 1
+        assert len(gateway.connector.asked) == 1
+        # Two at once: the second one waits, with its messages.
+        await party.send(ROOM, END, Message(b"end"), ROOM, END, Message(b"a"), Message(b"end"))
+        await until(party, END)
+        events = await until(party, END)
+        assert [each.data for each in events if isinstance(each, Message)] == [b"A", b"End"]
+    assert len(proxy.of("logging")) == 5
+
+
+async def test_a_slow_filter_delays_the_end_and_nothing_else(autojump_clock: object) -> None:
+    class Slow(Chat):
+        async def upstream_custom_message_proxy_filter(
+            self, session: Session, custom_message: bytes, ctx: Ctx, final_hop: bool
+        ) -> bytes | None:
+            await trio.sleep(10)
+            return custom_message
+
+    async def origin(party: Party) -> None:
+        await party.receive()
+        await party.send(FINE, Data(b"at once"), Message(b"a"), Message(b"b"), Data(b"last"), END)
+        await party.receive()
+
+    proxy = Slow([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        events = await until(party, END)
+        assert [each.data for each in events if isinstance(each, Message)] == [b"a", b"b"]
+        assert b"".join(x.data for x in events if isinstance(x, Data)) == b"at oncelast"
+        assert trio.current_time() == 20
+
+
+async def test_none_drops_a_message(autojump_clock: object) -> None:
+    proxy = Chat([PEER], up=lambda m: None if m == b"secret" else m.upper(), down=lambda m: m)
+    async with open_gateway(proxy, server(echo)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END, *map(Message, (b"one", b"secret", b"", b"end")))
+        events = await until(party, END)
+        messages = [each.data for each in events if isinstance(each, Message)]
+        assert messages == [b"ONE", b"", b"END"]
+
+
+async def test_messages_are_put_in_from_the_side_unfiltered(autojump_clock: object) -> None:
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(echo)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        await exactly(party, FINE)
+        up, down = proxy.channels
+        await down.send(b"to the client")
+        await exactly(party, Message(b"to the client"))
+        await up.send(b"to the origin")
+        await exactly(party, Message(b"To The Origin"))
+        await down.aclose()
+        await party.send(Message(b"on"))
+        await exactly(party, Message(b"On"))
+        await up.send(b"END")
+        await exactly(party, Message(b"End"), END)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+            await up.send(b"too late")
+    assert [message for side, message, _ in proxy.seen if side == "up"] == [b"on"]
+    assert (up.statistics().max_buffer_size, down.statistics().max_buffer_size) == (128, 128)
+
+
+async def test_a_reader_that_stops_stops_the_writer(autojump_clock: object) -> None:
+    sent = 0
+
+    async def origin(party: Party) -> None:
+        await party.receive()
+        await trio.sleep_forever()
+
+    class Stuck(Chat):
+        async def downstream_custom_message_proxy_filter(self, *args: Any) -> bytes | None:
+            await trio.sleep(1000)
+            return b""
+
+    async with open_gateway(Stuck([PEER]), server(origin), lockstep=True) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+
+        async def flood() -> None:
+            nonlocal sent
+            try:
+                while True:
+                    await party.send(Message(bytes(1000)))
+                    sent += 1000
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await trio.testing.wait_all_tasks_blocked()
+            assert 10_000 < sent < 100_000
+            (connection,) = gateway.connections
+            assert connection.buffered < 100_000
+            nursery.cancel_scope.cancel()
+        gateway.stop()
+        await gateway.ended()
+
+
+# -- one side speaks HTTP --------------------------------------------------------------------------
+
+
+async def test_a_client_s_messages_end_at_the_filter_where_the_origin_speaks_http(
+    autojump_clock: object,
+) -> None:
+    release = trio.Event()
+
+    async def origin(wire: Wire) -> None:
+        message = await wire.message()
+        assert message.start == b"JOIN /room HTTP/1.1"
+        assert message.get("host") == "site.test"
+        assert message.body == b"content"
+        await release.wait()
+        await wire.send(b"HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nhello")
+
+    proxy = Chat()
+    async with open_gateway(proxy, origin) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, Data(b"content"), END, Message(b"one"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert proxy.seen == [("up", b"one", True)]
+        up, down = proxy.channels
+        assert up is None
+        await down.send(b"welcome")
+        await exactly(party, Message(b"welcome"))
+        release.set()
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        assert head.status == 201
+        await exactly(party, Data(b"hello"), END)
+    session = proxy.the("request_filter").args["session"]
+    assert session.is_custom()
+    assert not session.is_http2()
+
+
+async def test_a_request_without_a_host_gets_the_peer_s(autojump_clock: object) -> None:
+    async def origin(wire: Wire) -> None:
+        assert (await wire.message()).get("host") == "origin.test"
+        await wire.send(OK)
+
+    async with open_gateway(Chat(), origin) as gateway:
+        party = client(gateway)
+        await party.send(RequestHeader("GET", "/"), END)
+        await until(party, END)
+
+
+async def test_an_origin_s_messages_end_at_the_filter_where_the_client_speaks_http(
+    autojump_clock: object,
+) -> None:
+    async def origin(party: Party) -> None:
+        head = await party.receive()
+        assert isinstance(head, RequestHeader)
+        assert head.method == "POST"
+        await exactly(party, Data(b"body"), END, Message(b"from the side"))
+        await party.send(FINE, Message(b"lost"), Data(b"hello"), END)
+        await party.receive()
+
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        wire = gateway.connect()
+        await wire.send(post(b"body"))
+        await trio.testing.wait_all_tasks_blocked()
+        up, down = proxy.channels
+        await down.send(b"nobody hears this")
+        await up.send(b"from the side")
+        response = await wire.message()
+        assert response.status == 200
+        assert response.get("x-one") == "1"
+        assert response.body == b"hello"
+    assert proxy.seen == [("down", b"lost", True)]
+    assert not proxy.of("request_filter")[0].args["session"].is_custom()
+
+
+async def test_between_http_and_http_there_are_no_messages(autojump_clock: object) -> None:
+    proxy = Chat()
+    async with open_gateway(proxy, answers(OK)) as gateway:
+        assert (await gateway.exchange(GET)).body == b"hello"
+    assert not proxy.of("custom_forwarding")
+    session = proxy.the("request_filter").args["session"]
+    assert session.downstream_custom_message() is None
+
+
+# -- answers of one's own --------------------------------------------------------------------------
+
+
+async def test_a_filter_may_answer_and_talk_by_itself(autojump_clock: object) -> None:
+    async def answer(session: Session, _ctx: Ctx) -> bool:
+        channel = session.downstream_custom_message()
+        assert channel is not None
+        await session.write_response_header(ResponseHeader(200))
+        while (message := await channel.receive_message()) != b"bye":
+            assert message is not None
+            await channel.send_message(message[::-1])
+        await session.write_response_body(None, True)
+        assert await channel.receive_message() is None
+        await channel.send_message(b"dropped")
+        return True
+
+    proxy = Chat(hooks={"request_filter": answer})
+    async with open_gateway(proxy, answers(OK)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END, Message(b"abc"), Message(b"bye"))
+        assert isinstance(await party.receive(), ResponseHeader)
+        await exactly(party, Message(b"cba"), END)
+        await party.send(ROOM, END, Message(b"bye"))
+        assert isinstance(await party.receive(), ResponseHeader)
+        await exactly(party, END)
+
+
+async def test_a_refusal_is_a_response_of_the_protocol(autojump_clock: object) -> None:
+    proxy = Chat(hooks={"request_filter": raises(ProxyError.status(403))})
+    async with open_gateway(proxy, answers(OK)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        assert head.status == 403
+        await exactly(party, END)
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["up", "down", "custom_forwarding", "kind", "injected"])
+async def test_an_exception_fails_the_attempt(
+    name: str, autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    oops = raises(RuntimeError("oops"))
+    proxy = Chat([PEER])
+    if name == "custom_forwarding":
+        proxy.hooks[name] = oops
+    elif name == "kind":
+        proxy.up = lambda _message: "text"
+    elif name != "injected":
+        setattr(proxy, name, oops)
+    async with open_gateway(proxy, server(echo)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END, Message(b"one"))
+        if name == "injected":
+            await trio.testing.wait_all_tasks_blocked()
+            await proxy.channels[1].send(5)
+        events = await rest(party)
+        await gateway.ended()
+    assert FINE not in events or END not in events
+    assert proxy.of("error_while_proxy")
+    error = proxy.the("logging").args["e"]
+    assert error.esource is ErrorSource.INTERNAL
+    assert "trioproxy" in caplog.text or error is not None
+
+
+async def test_a_message_that_was_taken_is_never_sent_to_another_origin(
+    autojump_clock: object,
+) -> None:
+    async def lost(party: Party) -> None:
+        await exactly(party, ROOM)
+        await party.receive()
+        await party.receive()  # the message; then it closes
+
+    retried = Chat([PEER], hooks={"error_while_proxy": lambda _p, _s, e, _c, _r: _again(e)})
+    async with open_gateway(retried, server(lost)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END, Message(b"one"))
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        assert head.status == 502
+    assert len(retried.of("upstream_peer")) == 1
+
+
+def _again(error: ProxyError) -> ProxyError:
+    error.set_retry(True)
+    return error
+
+
+async def test_a_connection_that_had_become_stale_is_tried_again(autojump_clock: object) -> None:
+    async def once(party: Party) -> None:
+        await until(party, END)
+        await party.send(FINE, END)
+
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(once)) as gateway:
+        for _ in range(3):
+            party = client(gateway)
+            await party.send(ROOM, END)
+            await exactly(party, FINE, END)
+    assert len(proxy.of("upstream_peer")) == 3
+
+
+async def test_an_origin_that_breaks_its_protocol_is_a_502(autojump_clock: object) -> None:
+    async def origin(wire: Wire) -> None:
+        await wire.more()
+        await wire.send(PREFIX.pack(1 << 20, MESSAGE))
+        await wire.at_end()
+
+    async with open_gateway(Chat([PEER]), origin) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        assert head.status == 502
+
+
+async def test_an_origin_that_stops_in_the_midst_cuts_the_response(autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        await party.send(FINE, Data(b"half"), Message(b"m"))
+
+    async with open_gateway(Chat([PEER]), server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        with pytest.raises(EOFError):
+            await until(party, END)
+
+
+async def test_an_origin_that_says_nothing_times_out(autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        while True:
+            await party.receive()
+
+    conf = ServerConf(read_timeout=7)
+    async with open_gateway(Chat([PEER]), server(origin), conf=conf) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        assert (head.status, trio.current_time()) == (502, 7)
+
+
+async def test_bytes_on_an_idle_connection_to_an_origin_end_it(autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        await party.send(FINE, END)
+        await trio.sleep(1)
+        await party.send(Message(b"out of turn"))
+        await party.receive()
+
+    async with open_gateway(Chat([PEER]), server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        await exactly(party, FINE, END)
+        await trio.testing.wait_all_tasks_blocked()
+        assert gateway.pool.statistics().idle == 1
+        await trio.sleep(2)
+        assert gateway.pool.statistics().idle == 0
+        assert gateway.pool.statistics().unexpected_bytes == 1
+
+
+@pytest.mark.parametrize("garbage", [PREFIX.pack(1 << 20, MESSAGE), PREFIX.pack(0, 9)])
+async def test_a_client_that_breaks_its_protocol_is_refused(
+    garbage: bytes, autojump_clock: object
+) -> None:
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(echo)) as gateway:
+        wire = gateway.connect_custom(PROTOCOL)
+        await wire.send(garbage)
+        assert await wire.at_end()
+        assert gateway.refused == [400]
+        party = client(gateway)
+        await party.send(ROOM, END)
+        await exactly(party, FINE)
+        await party.stream.send_all(garbage)
+        with pytest.raises(EOFError):
+            await party.receive()
+        party = client(gateway)
+        await party.send(END)
+        with pytest.raises(EOFError):
+            await party.receive()
+        assert gateway.refused == [400, 400]
+    assert proxy.the("logging").args["e"].esource is ErrorSource.DOWNSTREAM
+
+
+async def test_a_client_that_leaves_ends_the_exchange_with_the_origin(
+    autojump_clock: object,
+) -> None:
+    noticed = trio.Event()
+
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        try:
+            await party.receive()
+        except EOFError:
+            noticed.set()
+
+    async with open_gateway(Chat([PEER]), server(origin)) as gateway:
+        wire = gateway.connect_custom(PROTOCOL)
+        await Party(wire.stream, PROTOCOL.client()).send(ROOM, END)
+        await trio.testing.wait_all_tasks_blocked()
+        wire.close()
+        await noticed.wait()
+
+
+async def test_an_idle_client_is_let_go(autojump_clock: object) -> None:
+    async with open_gateway(Chat([PEER]), server(echo)) as gateway:
+        wire = gateway.connect_custom(PROTOCOL)
+        assert await wire.at_end()
+        assert trio.current_time() == 60
+
+
+# -- cancellation ----------------------------------------------------------------------------------
+
+
+async def conversation(bomb: AtStep, deed: str) -> None:
+    proxy = Chat([PEER])
+    with trio.move_on_after(100):
+        async with open_gateway(proxy, server(echo)) as gateway:
+            wire = gateway.connect_custom(PROTOCOL)
+            bomb.deed = {"stop": gateway.stop, "leave": wire.close}[deed]
+            bomb.on = True
+            try:
+                party = Party(wire.stream, PROTOCOL.client())
+                await party.send(ROOM, Data(b"body"), Message(b"one"), END)
+                await until(party, Message(b"One"))
+                await proxy.channels[1].send(b"hello")
+                await until(party, Message(b"hello"))
+                await proxy.channels[0].send(b"END")
+                await until(party, END)
+                await party.send(ROOM, END, Message(b"end"))
+                await until(party, END)
+            except (Exception, ExceptionGroup):
+                pass  # what the deed has cut
+            finally:
+                bomb.on = False
+
+
+@pytest.mark.parametrize("deed", ["stop", "leave"])
+def test_a_cut_at_any_step_leaves_nothing(deed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_one_schedule(monkeypatch)
+    count = AtStep(0)
+    run_with(count, lambda: conversation(count, deed))
+    assert count.count > 50
+    for step in some_steps(count.count, 3):
+        bomb = AtStep(step)
+        run_with(bomb, lambda bomb=bomb: conversation(bomb, deed))  # type: ignore[misc]  # each its own
