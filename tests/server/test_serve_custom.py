@@ -68,10 +68,11 @@ async def an_origin(nursery: trio.Nursery, context: ssl.SSLContext | None = None
     if context is None:
         plain = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, echo, plain)
-        return int(plain[0].socket.getsockname()[1])  # type: ignore[attr-defined]  # what it is
+        return int(plain[0].socket.getsockname()[1])
     secure = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, echo, secure)
-    return int(secure[0].transport_listener.socket.getsockname()[1])
+    listener: trio.SocketListener = secure[0].transport_listener  # type: ignore[assignment]  # it is
+    return int(listener.socket.getsockname()[1])
 
 
 @asynccontextmanager
