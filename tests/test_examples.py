@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from websockets.trio.client import connect as connect_websocket
 
 import trioproxy
 from examples import __main__ as runner
@@ -50,6 +51,7 @@ from examples.rewrite_body import NumberLines
 from examples.server_sent_events import NumberEvents
 from examples.slow_client_guard import CONF, MOST, Guard
 from examples.sse_filter import FilterEvents
+from examples.websocket_filter import Polite
 from examples.websocket_gateway import WebSockets
 from tests._support.grpc_web import BINARY, TEXT, asked, decoded
 from tests._support.h2_wire import H2Message, H2Peer, H2Wire
@@ -95,6 +97,7 @@ NAMES = [
     "sse_filter",
     "stale_on_error",
     "tls_gateway",
+    "websocket_filter",
     "websocket_gateway",
 ]
 
@@ -853,6 +856,25 @@ async def test_a_custom_protocol_is_filtered_message_by_message(tmp_path: Path) 
         b"GOODBYE",
         b"closed with 200",
     ]
+
+
+async def test_the_websocket_filter_replaces_drops_and_tells_everybody() -> None:
+    async with (
+        the_origin() as peer,
+        serving(Polite(peer)) as running,
+        connect_websocket(running.urls[0].replace("http", "ws", 1)) as one,
+        connect_websocket(running.urls[0].replace("http", "ws", 1)) as two,
+    ):
+        assert [await one.recv(), await one.recv(), await two.recv()] == [
+            "1 here",
+            "2 here",
+            "2 here",
+        ]
+        await one.send("/quit")
+        await one.send("hello darn world")
+        assert await one.recv() == "hello d*** world"
+        await two.aclose()
+        assert await one.recv() == "1 here"
 
 
 async def test_the_websocket_gateway_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,18 @@ NAMES = [
     "backoff",
     "__version__",
 ]
-SUB_PACKAGES = {"cache", "modules", "testing", "balance", "limits", "metrics", "server", "peers"}
+SUB_PACKAGES = {
+    "cache",
+    "modules",
+    "testing",
+    "balance",
+    "limits",
+    "metrics",
+    "server",
+    "peers",
+    "custom",
+    "websocket",
+}
 DOCUMENTED = [name for name in NAMES if name != "__version__"]
 
 

@@ -294,7 +294,7 @@ def squeezed(data: bytes) -> bytes:
     return (made.compress(data) + made.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
-def test_r_10_what_decompresses_to_too_much_is_refused_before_it_is_held() -> None:
+def test_what_decompresses_to_too_much_is_refused_before_it_is_held() -> None:
     bomb = raw(2, squeezed(bytes(64 << 20)), bits=4)
     assert len(bomb) < 70_000
     seen: list[int] = []
