@@ -21,9 +21,9 @@ from trioproxy import Headers, RequestHeader, ResponseHeader
 from trioproxy.custom import (
     END,
     Codec,
+    CodecEvent,
     Data,
     End,
-    Event,
     Message,
     Protocol,
     ProtocolError,
@@ -48,7 +48,7 @@ class LengthPrefixedCodec(Codec):
         self._requests = requests
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> list[CodecEvent]:
         self._buffer += data
         events = []
         while len(self._buffer) >= PREFIX.size:
@@ -62,7 +62,7 @@ class LengthPrefixedCodec(Codec):
             events.append(self._event(kind, payload))
         return events
 
-    def _event(self, kind: int, payload: bytes) -> Event:
+    def _event(self, kind: int, payload: bytes) -> CodecEvent:
         if kind == MESSAGE:
             return Message(payload)
         if kind == DATA:
@@ -83,7 +83,7 @@ class LengthPrefixedCodec(Codec):
             raise ProtocolError(str(exc)) from exc
         raise ProtocolError(f"kind {kind}")
 
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: CodecEvent) -> bytes:
         if isinstance(event, Message):
             return self._frame(MESSAGE, event.data)
         if isinstance(event, Data):
@@ -127,12 +127,12 @@ class Party:
 
     stream: trio.abc.Stream
     codec: Codec
-    waiting: list[Event] = attrs.field(factory=list)
+    waiting: list[CodecEvent] = attrs.field(factory=list)
 
-    async def send(self, *events: Event) -> None:
+    async def send(self, *events: CodecEvent) -> None:
         await self.stream.send_all(b"".join(map(self.codec.encode, events)))
 
-    async def receive(self) -> Event:
+    async def receive(self) -> CodecEvent:
         while not self.waiting:
             data = await self.stream.receive_some(65536)
             if not data:

@@ -30,14 +30,14 @@ class Message:
     data: bytes
 
 
-Event = RequestHeader | ResponseHeader | Data | Trailers | End | Message
+CodecEvent = RequestHeader | ResponseHeader | Data | Trailers | End | Message
 
 
 class Codec(ABC):
     """Bytes to events and back, for one connection: no input or output of its own."""
 
     @abstractmethod
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> list[CodecEvent]:
         """Take bytes as they came, and return the events that are whole now.
 
         A request without content gives its head and its `END` from one call. A piece of content
@@ -49,7 +49,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: CodecEvent) -> bytes:
         """Return what to send for an event.
 
         Events come in the order of an exchange: head, `Data`, perhaps `Trailers`, an end (`END`, or

@@ -24,8 +24,8 @@ class _Kept(bytes):
 class TextMessage(_Kept):
     """A text message of a WebSocket, as the bytes of its UTF-8; text may be given as well.
 
-    `compressed` tells whether it came compressed, and goes on so where both sides have agreed on
-    that; False keeps a message of your own from it.
+    Its attribute ``compressed`` tells whether it came compressed, and goes on so where both sides have
+    agreed on that; False keeps a message of your own from it.
     """
 
     def __new__(cls, data: str | bytes | bytearray = b"") -> Self:
@@ -40,7 +40,7 @@ class TextMessage(_Kept):
 
 
 class BinaryMessage(_Kept):
-    """A binary message of a WebSocket; `compressed` is as in `TextMessage`."""
+    """A binary message of a WebSocket; ``compressed`` is as in `TextMessage`."""
 
 
 def _limit(_instance: object, attribute: attrs.Attribute[int], value: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._custom import Codec as Codec
-from ._custom import Event as Event
+from ._custom import CodecEvent as CodecEvent
 from ._custom import Message as Message
 from ._custom import MessageChannel as MessageChannel
 from ._custom import Protocol as Protocol

@@ -36,7 +36,7 @@ from trioproxy import (
     ServerConf,
     Session,
 )
-from trioproxy.custom import END, Data, Event, Message, Trailers
+from trioproxy.custom import END, CodecEvent, Data, Message, Trailers
 
 PROTOCOL = LengthPrefixed()
 PEER = HttpPeer("origin.test", 80, options=PeerOptions(custom=PROTOCOL))
@@ -96,20 +96,20 @@ def client(gateway: Gateway) -> Party:
     return Party(gateway.connect_custom(PROTOCOL).stream, PROTOCOL.client())
 
 
-async def exactly(party: Party, *expected: Event) -> None:
+async def exactly(party: Party, *expected: CodecEvent) -> None:
     """Receive just these, in this order."""
     for event in expected:
         assert await party.receive() == event
 
 
-async def anyhow(party: Party, *expected: Event) -> None:
+async def anyhow(party: Party, *expected: CodecEvent) -> None:
     """Receive these in any order: messages have none beside content."""
     left = list(expected)
     while left:
         left.remove(await party.receive())
 
 
-async def until(party: Party, last: Event) -> list[Event]:
+async def until(party: Party, last: CodecEvent) -> list[CodecEvent]:
     """Return all that comes up to an event."""
     events = [await party.receive()]
     while events[-1] != last:
@@ -117,7 +117,7 @@ async def until(party: Party, last: Event) -> list[Event]:
     return events
 
 
-async def rest(party: Party) -> list[Event]:
+async def rest(party: Party) -> list[CodecEvent]:
     """Return all that comes until the connection ends."""
     events = []
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import trio
 
-from .._custom import Codec, Event, Message
+from .._custom import Codec, CodecEvent, Message
 from .._errors import ErrorType, ProxyError
 from .._messages import END, Data, ResponseHeader
 from .._util import Bell
@@ -54,7 +54,7 @@ class Inbox:
         """Whether no more is to be read for now."""
         return self.queued >= READ_AHEAD
 
-    def put(self, event: Event) -> None:
+    def put(self, event: CodecEvent) -> None:
         """Add what was decoded."""
         if type(event) is Message:
             self.messages.append(event.data)
@@ -118,7 +118,7 @@ class Outlet:
     torn: bool = False
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
-    async def send(self, events: Sequence[Event], timeout: float) -> None:
+    async def send(self, events: Sequence[CodecEvent], timeout: float) -> None:
         """Send events in one write, behind what others send.
 
         Raises:

@@ -13,7 +13,7 @@ from collections import deque
 
 import trio
 
-from .._custom import Codec, Event, Message, MessageChannel, ProtocolError
+from .._custom import Codec, CodecEvent, Message, MessageChannel, ProtocolError
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from .._messages import END, RequestEvent, RequestFacts, RequestHeader, ResponseEvent
@@ -59,7 +59,7 @@ class CustomServerConnection:
         self._on_refused = on_refused
         self._on_limit = on_limit
         #: Decoded of requests to come.
-        self._later: deque[Event] = deque()
+        self._later: deque[CodecEvent] = deque()
         self._arrived = Bell()
         self._exchange: CustomDownstreamStream | None = None
 
@@ -128,7 +128,7 @@ class CustomServerConnection:
                     self._exchange.party_left()
                 return
 
-    def _sort(self, event: Event) -> None:
+    def _sort(self, event: CodecEvent) -> None:
         """Give an event to the request that it belongs to."""
         exchange = self._exchange
         if self._later:
@@ -316,7 +316,7 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
             self._connection.inbox.drop_messages()
             self._connection.inbox.message_bell.ring()
 
-    async def _send(self, events: list[Event]) -> None:
+    async def _send(self, events: list[CodecEvent]) -> None:
         timeout = self.write_timeout
         rate = self.min_send_rate
         try:
