@@ -38,10 +38,9 @@ from trioproxy.proxy._engine import Engine, Services
 from trioproxy.proxy._record import ExchangeRecord
 from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._custom_client import CustomClientConnection
-from trioproxy.streams._custom_server import CustomServerConnection
+from trioproxy.streams._custom_server import CustomServerConnection, CustomServerOptions
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
-from trioproxy.streams._server import ServerOptions
 from trioproxy.transport._byte_stream import StreamAdapter
 from trioproxy.upstream._connector import Connector
 from trioproxy.upstream._pool import Pool
@@ -618,9 +617,14 @@ class Gateway:
             self.connector.adapt(theirs),
             ConnectionInfo("192.0.2.1:80", f"198.51.100.1:{50000 + client.number}"),
             protocol.server(),
-            ServerOptions(
+            CustomServerOptions(
+                header_timeout=conf.header_timeout,
                 idle_timeout=conf.idle_timeout,
                 body_timeout=conf.body_timeout,
+                min_receive_rate=conf.min_receive_rate,
+                max_body_bytes=conf.max_body_bytes,
+                request_limit=conf.keepalive_request_limit,
+                drain_bytes=conf.drain_bytes,
                 write_timeout=conf.write_timeout,
                 drain_timeout=conf.drain_timeout,
             ),

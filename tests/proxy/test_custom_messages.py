@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -590,7 +591,134 @@ async def test_an_idle_client_is_let_go(autojump_clock: object) -> None:
     async with open_gateway(Chat([PEER]), server(echo)) as gateway:
         wire = gateway.connect_custom(PROTOCOL)
         assert await wire.at_end()
-        assert trio.current_time() == 60
+        assert trio.current_time() == 15
+        party = client(gateway)
+        await party.send(ROOM, END, Message(b"end"))
+        await until(party, END)
+        assert await party.stream.receive_some() == b""
+        assert trio.current_time() == 75
+
+
+# -- the limits of every client --------------------------------------------------------------------
+
+
+async def test_messages_either_way_keep_an_exchange_from_timing_out(
+    autojump_clock: object,
+) -> None:
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        for _ in range(5):
+            await trio.sleep(6)
+            await party.send(Message(b"still here"))
+        for _ in range(5):
+            await party.receive()
+        await trio.sleep_forever()
+
+    conf = ServerConf(read_timeout=7)
+    async with open_gateway(Chat([PEER]), server(origin), conf=conf) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        for _ in range(5):
+            await party.receive()
+        for _ in range(5):
+            await trio.sleep(6)
+            await party.send(Message(b"and here"))
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        assert (head.status, trio.current_time()) == (502, 67)
+        gateway.stop()
+
+
+async def test_content_is_limited_in_time_and_size(autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        while True:
+            await party.receive()
+
+    async def answer(party: Party) -> int:
+        head = await party.receive()
+        assert isinstance(head, ResponseHeader)
+        return head.status
+
+    conf = ServerConf(body_timeout=7, max_body_bytes=10)
+    async with open_gateway(Chat([PEER]), server(origin), conf=conf) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, Data(b"x" * 11))
+        assert await answer(party) == 413
+        party = client(gateway)
+        await party.send(ROOM, Data(b"slow"))
+        await trio.sleep(6)
+        await party.send(Message(b"something else"))
+        assert await answer(party) == 408
+        assert trio.current_time() == 13
+    conf = ServerConf(min_receive_rate=10)
+    async with open_gateway(Chat([PEER]), server(origin), conf=conf) as gateway:
+        party = client(gateway)
+        await party.send(ROOM)
+        started = trio.current_time()
+        with contextlib.suppress(trio.BrokenResourceError):
+            for _ in range(50):
+                await party.send(Data(b"x"))
+                await trio.sleep(1)
+        assert await answer(party) == 408
+        assert trio.current_time() - started > 5
+        assert gateway.records[-1].duration < 10
+
+
+async def test_a_connection_carries_as_many_requests_as_it_may(autojump_clock: object) -> None:
+    conf = ServerConf(keepalive_request_limit=2)
+    async with open_gateway(Chat([PEER]), server(echo), conf=conf) as gateway:
+        party = client(gateway)
+        for _ in range(2):
+            await party.send(ROOM, END, Message(b"end"))
+            await until(party, END)
+        assert await party.stream.receive_some() == b""
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_the_rest_of_a_request_is_dropped_within_its_bounds(
+    closes: bool, autojump_clock: object
+) -> None:
+    async def answer(session: Session, _ctx: Ctx) -> bool:
+        session.set_close_on_response_before_downstream_finish(closes)
+        await session.write_response_header(ResponseHeader(200), True)
+        return True
+
+    proxy = Chat([PEER], hooks={"request_filter": answer})
+    conf = ServerConf(drain_bytes=100_000)
+    async with open_gateway(proxy, server(echo), conf=conf) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, Data(b"x"))
+        assert isinstance(await party.receive(), ResponseHeader)
+        assert await party.receive() is END
+        if closes:
+            assert await party.stream.receive_some() == b""
+            return
+        await party.send(Data(b"x" * 1000), Message(b"m"), END, ROOM, Data(b"x"))
+        assert isinstance(await party.receive(), ResponseHeader)
+        assert await party.receive() is END
+        sent = 0
+        with contextlib.suppress(trio.BrokenResourceError):
+            while sent < 1_000_000:
+                await party.send(Data(b"x" * 10_000))
+                sent += 10_000
+                await trio.testing.wait_all_tasks_blocked()
+        assert 100_000 < sent < 250_000
+
+
+async def test_what_came_of_the_origin_is_counted(autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        await party.send(FINE, Data(b"hello"), END)
+        await party.receive()
+
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, Data(b"abc"), END)
+        await until(party, END)
+    session = proxy.the("logging").args["session"]
+    assert session.upstream_body_bytes_received() == 5
+    assert (session.body_bytes_read(), session.body_bytes_sent()) == (3, 5)
 
 
 # -- cancellation ----------------------------------------------------------------------------------

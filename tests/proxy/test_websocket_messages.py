@@ -9,12 +9,19 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from hyperframe.frame import DataFrame, Frame, HeadersFrame
+from trio.testing import MockClock
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Opcode
+from websockets.protocol import SERVER, Protocol, State
 
+from tests._support.h2_wire import ENABLE_CONNECT_PROTOCOL, MAX_CONCURRENT_STREAMS, H2Wire
+from tests._support.matrix import H1, H1_TLS, H2C, Frames, Pairing, open_matrix
 from tests._support.recording import Ctx, CutError, Recorder, Wire, open_gateway, raises
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
 from tests._support.websocket import DEFLATE, Talk, ask, raw, switch
-from trioproxy import ErrorSource, ErrorType, ProxyError, ResponseHeader, ServerConf, Session
+from trioproxy import Chain, ErrorSource, ErrorType, ProxyError, ResponseHeader, ServerConf, Session
+from trioproxy.proxy._compose import bind
 from trioproxy.websocket import BinaryMessage, TextMessage, WebSocketOptions
 
 Filter = Callable[[bytes], Any]
@@ -578,6 +585,119 @@ async def test_it_is_too_late_to_filter_once_the_request_has_gone(autojump_clock
         response = await gateway.exchange(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert response.status == 500
     assert "upstream_request_filter is the last" in str(proxy.the("fail_to_proxy").args["e"])
+
+
+async def test_the_bytes_of_both_sides_are_counted(autojump_clock: object) -> None:
+    proxy, origin = Chat(down=lambda _message: None), Origin()
+    async with open_gateway(proxy, origin) as gateway:
+        client, server = await opened(gateway, origin)
+        await client.send("hello")
+        await server.receive()
+        await server.send(b"dropped")
+        await trio.testing.wait_all_tasks_blocked()
+        origin.left.set()
+    session = proxy.the("logging").args["session"]
+    assert session.body_bytes_read() == 2 + 4 + 5
+    assert session.upstream_body_bytes_received() == 2 + 7
+    assert session.body_bytes_sent() == 0
+
+
+async def test_members_of_a_chain_hand_messages_on(autojump_clock: object) -> None:
+    seen: list[str] = []
+
+    class Member(Chain.Member[None]):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def downstream_custom_message_proxy_filter(
+            self, session: Session, custom_message: bytes, ctx: None, final_hop: bool
+        ) -> bytes | None:
+            seen.append(self.name)
+            return None if b"drop" in custom_message else custom_message + self.name.encode()
+
+        async def upstream_custom_message_proxy_filter(
+            self, session: Session, custom_message: bytes, ctx: None, final_hop: bool
+        ) -> bytes | None:
+            return custom_message + self.name.encode()
+
+    last = Chat(up=lambda m: m + b"c", down=lambda m: m + b"c")
+    filters = bind(Chain(Member("a"), Member("b"), last))
+    ctx = (None, None, Ctx(0))
+    up, down = (
+        filters.downstream_custom_message_proxy_filter,
+        filters.upstream_custom_message_proxy_filter,
+    )
+    assert up is not None
+    assert down is not None
+    assert await up("session", b"m", ctx, False) == b"mabc"
+    assert await down("session", b"m", ctx, False) == b"mcba"
+    seen.clear()
+    assert await up("session", b"drop", ctx, False) is None
+    assert seen == ["a"]
+
+
+# -- over both versions of HTTP --------------------------------------------------------------------
+
+
+async def h2_origin(wire: H2Wire) -> None:
+    """Be an origin of HTTP/2 whose WebSocket sends back what comes."""
+    await wire.start({MAX_CONCURRENT_STREAMS: 100, ENABLE_CONNECT_PROTOCOL: 1})
+    head = await wire.until(HeadersFrame)
+    stream = head.stream_id
+    fields = dict(head.fields)  # type: ignore[attr-defined]  # a Head
+    offered = fields.get(b"sec-websocket-extensions")
+    answer: list[tuple[str, str]] = [(":status", "200")]
+    frames = Protocol(SERVER, state=State.OPEN, max_size=None)
+    if offered is not None:
+        assert offered == DEFLATE
+        answer.append(("sec-websocket-extensions", DEFLATE.decode()))
+        frames.extensions = [PerMessageDeflate(False, False, 15, 15)]
+    await wire.headers(stream, answer)
+    while True:
+        frame = await wire.until(Frame, stream)
+        if not isinstance(frame, DataFrame):
+            return
+        if frame.data:
+            await wire.credit(0, len(frame.data))
+            await wire.credit(stream, len(frame.data))
+            frames.receive_data(frame.data)
+        for event in frames.events_received():
+            if event.opcode is Opcode.TEXT:  # type: ignore[union-attr]  # no handshake
+                frames.send_text(event.data)  # type: ignore[union-attr]
+        for data in frames.data_to_send():
+            if data:
+                await wire.data(stream, data)
+        if "END_STREAM" in frame.flags:
+            await wire.data(stream, b"", end=True)
+            return
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("down", [H1, H1_TLS], ids=str)
+async def test_an_origin_of_http_2_is_asked_for_the_same(
+    down: Any, compressed: bool, autojump_clock: MockClock
+) -> None:
+    proxy = Chat(up=bytes.upper, down=lambda m: m + b"!")
+    deflate = (False, False, 15, 15) if compressed else None
+    async with open_matrix(
+        proxy, Frames(h2_origin), Pairing(down, H2C), check_windows=False
+    ) as gateway:
+        connection = await gateway.connect()
+        assert connection.wire is not None
+        await connection.wire.send(ask(extensions=DEFLATE if compressed else None))
+        head = await connection.wire.head()
+        assert head.status == 101
+        assert (head.get("sec-websocket-extensions") is not None) is compressed
+        client = Talk.of(connection.wire, client=True, deflate=deflate)
+        for message in ("hello", "hello again", "x" * 10_000):
+            await client.send(message)
+            assert await client.receive() == message.upper() + "!"
+        await client.raw(raw(8, b"\x0f\xa1"))
+        assert await client.closing() == (4001, "")
+        await connection.wire.half_close()
+        assert await client.ends()
+        await gateway.sessions_ended()
+    assert proxy.the("logging").args["e"] is None
 
 
 # -- cancellation ----------------------------------------------------------------------------------

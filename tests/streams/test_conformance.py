@@ -15,12 +15,11 @@ from trioproxy.codec._h1 import HeadLimits, RequestReader, ResponseReader
 from trioproxy.codec._h2 import H2Codec, H2Options
 from trioproxy.streams._abc import DownstreamStream, UpstreamStream
 from trioproxy.streams._custom_client import CustomClientConnection
-from trioproxy.streams._custom_server import CustomServerConnection
+from trioproxy.streams._custom_server import CustomServerConnection, CustomServerOptions
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
 from trioproxy.streams._h2_client import H2ClientConnection, H2ClientOptions
 from trioproxy.streams._h2_server import H2ServerConnection, H2ServerOptions
-from trioproxy.streams._server import ServerOptions
 from trioproxy.testing import MemoryDownstream, check_message_stream, memory_exchange
 from trioproxy.transport._byte_stream import StreamAdapter
 
@@ -73,7 +72,9 @@ async def custom() -> AsyncIterator[Exchanges]:
     near, far = trio.testing.lockstep_stream_pair()
     protocol = LengthPrefixed()
     client = CustomClientConnection(StreamAdapter(near), INFO, protocol.client())
-    server = CustomServerConnection(StreamAdapter(far), INFO, protocol.server(), ServerOptions())
+    server = CustomServerConnection(
+        StreamAdapter(far), INFO, protocol.server(), CustomServerOptions()
+    )
     async with _running(client, server) as exchange:
         yield exchange
 

@@ -51,3 +51,16 @@ class OverStream(UpstreamStream):
     def release(self) -> None:
         """Leave the exchange with the origin."""
         self._inner.release()
+
+
+class CountedStream(OverStream):
+    """One that changes no content: what is counted is counted by the stream around which it is."""
+
+    @property
+    def body_bytes_received(self) -> int:
+        """Payload bytes of the response received so far."""
+        return self._inner.body_bytes_received
+
+    @body_bytes_received.setter
+    def body_bytes_received(self, count: int) -> None:
+        self._inner.body_bytes_received = count

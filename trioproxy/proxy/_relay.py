@@ -21,7 +21,7 @@ from .._errors import ProxyError
 from .._messages import END, Data, RequestEvent, ResponseEvent
 from ..streams._abc import UpstreamStream
 from ._failure import as_proxy_error
-from ._over import OverStream
+from ._over import CountedStream
 from ._pump import Exchange, run_exchange
 
 #: Messages that wait in a channel of `custom_forwarding` before a sender does (Pingora's queue).
@@ -148,7 +148,7 @@ def as_bytes(result: Any, _original: bytes | None, who: str) -> bytes:
     raise TypeError(f"{who} gave {result!r}: bytes are right")
 
 
-class RelayedStream(OverStream):
+class RelayedStream(CountedStream):
     """The origin's side of an attempt that has messages beside it."""
 
     def __init__(self, inner: UpstreamStream, opened: trio.Event, drained: trio.Event) -> None:

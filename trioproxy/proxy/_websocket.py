@@ -22,7 +22,7 @@ from .._websocket import BinaryMessage, TextMessage, WebSocketOptions
 from ..codec._websocket import Close, Control, WebSocketEnd, require_wsproto
 from ..semantics._websocket import Deflate, deflate_agreed, deflate_offers
 from ..streams._abc import MessageStream, UpstreamStream
-from ._over import OverStream
+from ._over import CountedStream
 from ._relay import FROM_DOWNSTREAM, FROM_UPSTREAM, INJECTED, Relay
 from ._tunnel import Tunnel, run_tunnel
 
@@ -82,7 +82,7 @@ class MessageFilter:
         await _WebSocket(exchange, self._options, deflate, answer.deflate).run(first)
 
 
-class _AnswerStream(OverStream):
+class _AnswerStream(CountedStream):
     """The origin's side of an attempt, whose answer to the handshake is kept."""
 
     def __init__(self, inner: UpstreamStream, *, offered: bool) -> None:

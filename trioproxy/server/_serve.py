@@ -37,7 +37,7 @@ from ..proxy._compose import Composite, Proxy, bind, parts
 from ..proxy._engine import Engine, Services
 from ..proxy._filters import ProxyHttp
 from ..proxy._record import ExchangeRecord
-from ..streams._custom_server import CustomServerConnection
+from ..streams._custom_server import CustomServerConnection, CustomServerOptions
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions
 from ..streams._h2_server import H2ServerConnection, H2ServerOptions
 from ..streams._serve import Front, ServerConnection
@@ -177,6 +177,13 @@ class _Server:
             request_limit=conf.keepalive_request_limit,
             **shared,
         )
+        self.custom_options = CustomServerOptions(
+            header_timeout=conf.header_timeout,
+            drain_bytes=conf.drain_bytes,
+            request_limit=conf.keepalive_request_limit,
+            max_body_bytes=conf.max_body_bytes,
+            **shared,
+        )
         self.h2_options = H2ServerOptions(
             max_streams=conf.h2_max_streams,
             request_limit=min(
@@ -299,7 +306,7 @@ class _Server:
     ) -> CustomServerConnection:
         """Speak a protocol of the user's on an accepted transport."""
         return CustomServerConnection(
-            transport, info, protocol.server(), self.options, self.on_refused, self.on_limit
+            transport, info, protocol.server(), self.custom_options, self.on_refused, self.on_limit
         )
 
     def open_h1(

@@ -39,6 +39,7 @@ class Inbox:
       bell: Rung for events, and when the connection's fate changes.
       message_bell: The same for messages.
       room: Rung when something was taken.
+      active: When anything last moved, messages included; in Trio's time.
     """
 
     events: list[Any] = attrs.field(factory=list)
@@ -48,6 +49,7 @@ class Inbox:
     bell: Bell = attrs.field(factory=Bell)
     message_bell: Bell = attrs.field(factory=Bell)
     room: Bell = attrs.field(factory=Bell)
+    active: float = attrs.field(factory=trio.current_time)
 
     @property
     def full(self) -> bool:
@@ -56,6 +58,7 @@ class Inbox:
 
     def put(self, event: CodecEvent) -> None:
         """Add what was decoded."""
+        self.active = trio.current_time()
         if type(event) is Message:
             self.messages.append(event.data)
             self.queued += max(len(event.data), MESSAGE_COST)
@@ -75,6 +78,17 @@ class Inbox:
             self.ended = True
             self.message_bell.ring()  # perhaps no more will come
 
+    async def wait(self, seconds: float) -> bool:
+        """Wait for the next event; False where nothing has moved for so many seconds."""
+        started = trio.current_time()
+        while True:
+            with trio.move_on_at(max(started, self.active) + seconds) as scope:
+                await self.bell.wait()
+            if not scope.cancelled_caught:
+                return True
+            if trio.current_time() >= self.active + seconds:
+                return False
+
     def ring(self) -> None:
         """Wake whoever waits for anything."""
         self.bell.ring()
@@ -85,6 +99,11 @@ class Inbox:
         batch, self.events = self.events, []
         self._taken(sum(len(event.data) for event in batch if type(event) is Data))
         return batch
+
+    def put_back(self, events: list[Any]) -> None:
+        """Take events back that were handed over, for the next time."""
+        self.events[:0] = events
+        self.queued += sum(len(event.data) for event in events if type(event) is Data)
 
     def take_message(self) -> bytes:
         """Hand the next message over."""

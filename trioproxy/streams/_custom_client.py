@@ -120,7 +120,7 @@ class CustomClientConnection(UpstreamConnection):
 
     def _fail(self, error: ProxyError) -> None:
         exchange = self._exchange
-        if exchange is not None and not exchange.heard and not self.inbox.queued:
+        if exchange is not None and not exchange.heard and not self.inbox.events:
             error.retry = RetryType.ReusedOnly  # it may just have been stale (F-04)
         self.failure = error
         self.dead = True
@@ -225,9 +225,7 @@ class CustomUpstreamStream(UpstreamStream, MessageChannel):
         while not inbox.events:
             self._check()
             timed = self.finished and not self._over
-            with trio.move_on_after(self.read_timeout if timed else math.inf) as scope:
-                await inbox.bell.wait()
-            if scope.cancelled_caught:
+            if not await inbox.wait(self.read_timeout if timed else math.inf):
                 raise ProxyError.explain(
                     ErrorType.ReadTimedout, "waiting for more of the response"
                 ).into_up()
@@ -258,6 +256,7 @@ class CustomUpstreamStream(UpstreamStream, MessageChannel):
         """Send a message to the origin; see `MessageChannel.send_message`."""
         if not self._inbox.ended:
             await self._send([Message(message)])
+            self._inbox.active = trio.current_time()
 
     def release(self) -> None:
         """End the exchange: back to idle where both messages are whole, else closed."""

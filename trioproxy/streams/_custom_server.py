@@ -11,18 +11,30 @@ from __future__ import annotations
 import math
 from collections import deque
 
+import attrs
 import trio
 
 from .._custom import Codec, CodecEvent, Message, MessageChannel, ProtocolError
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
-from .._messages import END, RequestEvent, RequestFacts, RequestHeader, ResponseEvent
+from .._messages import END, Data, RequestEvent, RequestFacts, RequestHeader, ResponseEvent
 from .._util import Bell
 from ..transport._byte_stream import ByteStream
 from ._abc import DownstreamStream
 from ._custom import READ_SIZE, Inbox, Outlet, ends, without_informational
+from ._mailbox import Allowance
 from ._memory import Order
 from ._server import Handler, OnLimit, OnRefused, ServerOptions
+
+
+@attrs.frozen(kw_only=True)
+class CustomServerOptions(ServerOptions):
+    """Times and bounds of a connection that speaks a protocol of the user's."""
+
+    header_timeout: float = 15.0
+    drain_bytes: int = 262144
+    request_limit: int | None = None
+    max_body_bytes: int | None = None
 
 
 class CustomServerConnection:
@@ -33,7 +45,7 @@ class CustomServerConnection:
         transport: ByteStream,
         info: ConnectionInfo,
         codec: Codec,
-        options: ServerOptions,
+        options: CustomServerOptions,
         on_refused: OnRefused = lambda _info, _status, _text: None,
         on_limit: OnLimit = lambda _name: None,
     ) -> None:
@@ -56,6 +68,8 @@ class CustomServerConnection:
         self.broken: ProxyError | None = None
         self.eof = False
         self._draining = False
+        limit = options.request_limit
+        self.reuses_remaining = None if limit is None else limit - 1
         self._on_refused = on_refused
         self._on_limit = on_limit
         #: Decoded of requests to come.
@@ -73,7 +87,7 @@ class CustomServerConnection:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read)
-                idle = self.options.idle_timeout
+                idle = self.options.header_timeout
                 kept: tuple[object, object] | None = None
                 while await self._next_head(idle):
                     exchange = self._exchange = CustomDownstreamStream(self, kept)
@@ -84,6 +98,8 @@ class CustomServerConnection:
                     self._exchange = None
                     assert exchange.keepalive is not None
                     idle = exchange.keepalive
+                    left = exchange.reuses_remaining
+                    self.reuses_remaining = None if left is None else left - 1
                 nursery.cancel_scope.cancel()
             with trio.move_on_after(self.options.drain_timeout):
                 await self._linger()
@@ -189,20 +205,34 @@ class CustomServerConnection:
             return False
         if exchange.reuses_remaining is not None and exchange.reuses_remaining <= 0:
             return False
-        with trio.move_on_after(exchange.drain_timeout):
-            while not self.inbox.ended:
-                self.inbox.take()
-                self.inbox.drop_messages()
-                if self.eof or self.broken is not None:
-                    return False
-                await self.inbox.bell.wait()
-        if not self.inbox.ended:
-            self._on_limit("drain_timeout")
+        if exchange.early and exchange.close_on_early_response:
+            return False
+        if not await self._drop_rest(exchange.drain_timeout):
             return False
         self.inbox.take()
         self.inbox.drop_messages()
         self.inbox.ended = False
         return self.broken is None
+
+    async def _drop_rest(self, timeout: float) -> bool:
+        """Read the unread rest of a request within the bounds of row H1-22."""
+        dropped = 0
+        inbox = self.inbox
+        with trio.move_on_after(timeout):
+            while True:
+                dropped += inbox.queued
+                inbox.take()
+                inbox.drop_messages()
+                if dropped > self.options.drain_bytes:
+                    self._on_limit("drain_bytes")
+                    return False
+                if inbox.ended:
+                    return True
+                if self.eof or self.broken is not None:
+                    return False
+                await inbox.bell.wait()
+        self._on_limit("drain_timeout")
+        return False
 
     async def _linger(self) -> None:
         """Half-close and drop what still comes, or a reset would destroy what was sent (H1-31)."""
@@ -213,8 +243,12 @@ class CustomServerConnection:
             return
         try:
             await self.transport.send_eof()
-            while await self.transport.receive_some(READ_SIZE):
-                pass
+            dropped = 0
+            while dropped <= self.options.drain_bytes:
+                data = await self.transport.receive_some(READ_SIZE)
+                if not data:
+                    break
+                dropped += len(data)
         except (ProxyError, trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
@@ -235,14 +269,20 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
         self.keepalive = options.idle_timeout
         self.blame = None
         self.abort_on_close = True
-        self.close_on_early_response = True
+        # The client cannot be told that its connection closes.
+        self.close_on_early_response = False
         self.drain_timeout = options.drain_timeout
-        self.reuses_remaining = None
+        self.reuses_remaining = connection.reuses_remaining
         self.min_send_rate = options.min_send_rate
         self.read_timeout = options.body_timeout
         self.write_timeout = options.write_timeout
         #: Whether the response has ended.
         self.finished = False
+        #: Whether it began before the request's end.
+        self.early = False
+        #: Seconds that we may still wait before the content counts as too slow, and its size.
+        self._allowance = Allowance(options.min_receive_rate)
+        self._size = 0
         self._order = Order()
         self._half_close = True
         self._scope: trio.CancelScope | None = None
@@ -293,21 +333,60 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
             departure = self.departure
             if departure is not None:
                 raise departure
-            with trio.move_on_after(math.inf if self._over else self.read_timeout) as scope:
-                await inbox.bell.wait()
-            if scope.cancelled_caught:
-                raise ProxyError.explain(
-                    ErrorType.HTTPStatus(408), "the request's content took too long"
-                ).into_down()
-        batch: list[RequestEvent] = inbox.take()
+            await self._wait()
+        before = self._size
+        batch = self._within_limit(inbox.take())
+        self._allowance.received(self._size - before, self.read_timeout)
         self._over = self._over or ends(batch[-1])
         return batch
+
+    def _within_limit(self, events: list[RequestEvent]) -> list[RequestEvent]:
+        """Return the events before the one with which the content is too long.
+
+        Raises:
+          ProxyError: that was the first one.
+        """
+        most = self._connection.options.max_body_bytes
+        for index, event in enumerate(events):
+            if type(event) is not Data:
+                continue
+            self._size += len(event.data)
+            if most is None or self._size <= most:
+                continue
+            if not index:
+                raise ProxyError.explain(
+                    ErrorType.HTTPStatus(413), f"the request's content is longer than {most} bytes"
+                ).into_down()
+            self._size -= len(event.data)
+            self._connection.inbox.put_back(events[index:])
+            return events[:index]
+        return events
+
+    async def _wait(self) -> None:
+        """Wait for more of the request, within its times."""
+        inbox, allowance = self._connection.inbox, self._allowance
+        if self._over:
+            await inbox.bell.wait()
+            return
+        started = trio.current_time()
+        in_time = False
+        # By a rate only content counts, else whatever moves.
+        with trio.move_on_after(allowance.seconds):
+            in_time = await inbox.wait(self.read_timeout)
+        if allowance.rate:
+            allowance.waited(trio.current_time() - started)
+        if not in_time:
+            raise ProxyError.explain(
+                ErrorType.HTTPStatus(408), "the request's content took too long"
+            ).into_down()
 
     async def send(self, *events: ResponseEvent) -> None:
         """Send events of the response; see `MessageStream.send`. Informational heads are not sent."""
         if self._closed:
             raise _exchange_over()
         told = without_informational(events)
+        if told and not self._order.head:
+            self.early = not self.request_complete
         for event in told:
             self._order.take(event)
         await self._send(told)
@@ -350,6 +429,7 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
         """Send a message to the client; see `MessageChannel.send_message`."""
         if not (self.finished or self._closed or self._order.ended):
             await self._send([Message(message)])
+            self._connection.inbox.active = trio.current_time()
 
     async def aclose(self) -> None:
         """Leave the exchange; the connection settles or closes by itself."""
