@@ -183,6 +183,35 @@ async def test_an_exchange_is_that_of_http_with_messages_beside_it(autojump_cloc
     assert names.index("custom_forwarding") < names.index("request_body_filter")
 
 
+async def test_every_split_of_an_exchange_gives_the_same(autojump_clock: object) -> None:
+    codec = PROTOCOL.client()
+    events = (ROOM, Data(b"body"), Message(b"one"), END, Message(b"end"))
+    script = b"".join([codec.encode(event) for event in events])
+
+    async def origin(party: Party) -> None:
+        await exactly(party, ROOM)
+        await anyhow(party, Data(b"body"), END, Message(b"ONE"), Message(b"END"))
+        events = (FINE, Data(b"fine"), Message(b"two"), END)
+        answer = b"".join([party.codec.encode(event) for event in events])
+        cut = len(proxy.of("new_ctx")) % len(answer)
+        await party.stream.send_all(answer[:cut])
+        await trio.testing.wait_all_tasks_blocked()
+        await party.stream.send_all(answer[cut:])
+        await party.receive()
+
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        for cut in range(len(script)):
+            party = client(gateway)
+            await party.stream.send_all(script[:cut])
+            await trio.testing.wait_all_tasks_blocked()
+            await party.stream.send_all(script[cut:])
+            await anyhow(party, FINE, Data(b"fine"), Message(b"Two"))
+            await exactly(party, END)
+            await trio.testing.wait_all_tasks_blocked()
+            gateway.pool.close_idle()
+
+
 async def test_connections_are_kept_on_both_sides(autojump_clock: object) -> None:
     proxy = Chat([PEER])
     async with open_gateway(proxy, server(echo)) as gateway:
@@ -254,7 +283,7 @@ async def test_messages_are_put_in_from_the_side_unfiltered(autojump_clock: obje
         await up.send(b"END")
         await exactly(party, Message(b"End"), END)
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+        with pytest.raises(trio.ClosedResourceError):
             await up.send(b"too late")
     assert [message for side, message, _ in proxy.seen if side == "up"] == [b"on"]
     assert (up.statistics().max_buffer_size, down.statistics().max_buffer_size) == (128, 128)
@@ -447,22 +476,29 @@ async def test_an_exception_fails_the_attempt(
     assert "trioproxy" in caplog.text or error is not None
 
 
-async def test_a_message_that_was_taken_is_never_sent_to_another_origin(
-    autojump_clock: object,
-) -> None:
-    async def lost(party: Party) -> None:
-        await exactly(party, ROOM)
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+async def test_messages_are_sent_again_as_content_is(size: int, autojump_clock: object) -> None:
+    async def origin(party: Party) -> None:
+        await exactly(party, ROOM, END)
+        messages = [await party.receive() for _ in range(size // 1000 + 1)]
+        if len(proxy.of("upstream_peer")) < 3:
+            return
+        assert all(isinstance(each, Message) for each in messages)
+        await party.send(FINE, END)
         await party.receive()
-        await party.receive()  # the message; then it closes
 
-    retried = Chat([PEER], hooks={"error_while_proxy": lambda _p, _s, e, _c, _r: _again(e)})
-    async with open_gateway(retried, server(lost)) as gateway:
+    proxy = Chat([PEER], hooks={"error_while_proxy": lambda _p, _s, e, _c, _r: _again(e)})
+    async with open_gateway(proxy, server(origin)) as gateway:
         party = client(gateway)
-        await party.send(ROOM, END, Message(b"one"))
+        await party.send(ROOM, END)
+        for _ in range(size // 1000):
+            await party.send(Message(b"m" * 1000))
+        await party.send(Message(b"last"))
         head = await party.receive()
         assert isinstance(head, ResponseHeader)
-        assert head.status == 502
-    assert len(retried.of("upstream_peer")) == 1
+        assert head.status == (200 if size == 1000 else 502)
+    assert len(proxy.of("upstream_peer")) == (3 if size == 1000 else 1)
+    assert len(proxy.seen) == (6 if size == 1000 else 1001)
 
 
 def _again(error: ProxyError) -> ProxyError:
@@ -565,6 +601,125 @@ async def test_a_client_that_breaks_its_protocol_is_refused(
             await party.receive()
         assert gateway.refused == [400, 400]
     assert proxy.the("logging").args["e"].esource is ErrorSource.DOWNSTREAM
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        RequestHeader("CONNECT", "other.test:443"),
+        RequestHeader("TRACE", "/"),
+        RequestHeader("GET", "http://other.test/"),
+        RequestHeader("GET", "*"),
+        RequestHeader("GET", "/", [("Host", "a"), ("Host", "b")]),
+        RequestHeader("GET", "/", [("Host", "a/b")]),
+        RequestHeader("GET", "/", [("Content-Length", "1"), ("Content-Length", "2")]),
+        RequestHeader("GET", "/", [("Content-Length", "-1")]),
+        RequestHeader("GET", "/", [("Content-Length", "1")]),
+    ],
+)
+async def test_a_head_with_another_meaning_behind_us_is_refused(
+    head: RequestHeader, autojump_clock: object
+) -> None:
+    proxy = Chat()
+    async with open_gateway(proxy, answers(OK)) as gateway:
+        party = client(gateway)
+        await party.send(head, END)
+        assert await rest(party) == []
+        assert gateway.refused == [400]
+    assert not proxy.calls
+
+
+async def test_hop_by_hop_fields_stay_with_their_hop(autojump_clock: object) -> None:
+    got = []
+
+    async def origin(wire: Wire) -> None:
+        got.append(await wire.message())
+        await wire.send(OK)
+
+    async with open_gateway(Chat(), origin) as gateway:
+        party = client(gateway)
+        fields = [
+            ("Host", "site.test"),
+            ("Transfer-Encoding", "chunked"),
+            ("Connection", "x-mine, close"),
+            ("X-Mine", "1"),
+            ("Upgrade", "websocket"),
+            ("X-Other", "2"),
+        ]
+        await party.send(RequestHeader("POST", "/", fields), Data(b"body"), END)
+        await until(party, END)
+    (message,) = got
+    assert message.body == b"body"
+    names = [name for name, _ in message.fields]
+    assert not {b"x-mine", b"upgrade", b"connection"} & set(names)
+    assert names.count(b"transfer-encoding") == 1
+    assert message.get("x-other") == "2"
+
+
+async def test_content_is_held_to_its_length(autojump_clock: object) -> None:
+    async def origin(wire: Wire) -> None:
+        with contextlib.suppress(CutError):
+            await wire.message()
+        await wire.at_end()
+
+    for content, status in ((b"12345", 500), (b"123", 500)):
+        async with open_gateway(Chat(), origin) as gateway:
+            party = client(gateway)
+            head = RequestHeader("POST", "/", [("Host", "a"), ("Content-Length", "4")])
+            await party.send(head, Data(content), END)
+            answer = await party.receive()
+            assert isinstance(answer, ResponseHeader)
+            assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [ResponseHeader(101)],
+        [ResponseHeader(103), ResponseHeader(200), END],
+        [Data(b"no head")],
+        [END],
+        [ResponseHeader(200), ResponseHeader(200), END],
+        [ResponseHeader(200), Trailers(Headers()), Data(b"late"), END],
+    ],
+)
+async def test_what_is_no_response_is_a_502_or_a_cut(
+    events: list[CodecEvent], autojump_clock: object
+) -> None:
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        await party.send(*events)
+        await party.receive()
+
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        came = await rest(party)
+        assert [x.status for x in came if isinstance(x, ResponseHeader)] in ([502], [200])
+        assert (END in came) is (came[0] != ResponseHeader(200))
+        assert gateway.pool.statistics().idle == 0
+    assert proxy.the("logging").args["e"].esource is ErrorSource.UPSTREAM
+
+
+@pytest.mark.parametrize(
+    "events",
+    [[ROOM, ROOM], [ROOM, Trailers(Headers()), Data(b"late")], [ROOM, Trailers(Headers())] * 2],
+)
+async def test_what_is_no_request_is_refused(
+    events: list[CodecEvent], autojump_clock: object
+) -> None:
+    async with open_gateway(Chat([PEER]), server(echo)) as gateway:
+        for pause in (False, True):
+            party = client(gateway)
+            with contextlib.suppress(trio.BrokenResourceError):
+                for event in events:
+                    await party.send(event)
+                    if pause:
+                        await trio.testing.wait_all_tasks_blocked()
+            statuses = [x.status for x in await rest(party) if isinstance(x, ResponseHeader)]
+            assert statuses in ([], [400], [200])
+        await gateway.ended()
 
 
 async def test_a_client_that_leaves_ends_the_exchange_with_the_origin(

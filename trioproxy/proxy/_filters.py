@@ -287,7 +287,7 @@ class ProxyHttp(ABC, Generic[CtxT]):
         its request goes out; and once behind the 101 of a WebSocket whose messages are filtered.
         Keep the channels to send messages later; 128 of them may wait in each. Such a message
         passes no filter. Closing a channel ends that direction and nothing else; when the attempt
-        is over, sending raises `trio.BrokenResourceError`. The first one is None where the origin
+        is over it is closed, so that sending raises `trio.ClosedResourceError`. The first one is None where the origin
         has no messages; what goes to a client that has none is dropped. An exception fails the
         attempt (`error_while_proxy`). Default: nothing. Pingora: ``custom_forwarding``.
         """

@@ -20,12 +20,15 @@ import trio
 from .._errors import ProxyError
 from .._messages import END, Data, RequestEvent, ResponseEvent
 from ..streams._abc import UpstreamStream
+from ._body import RETRY_BUFFER
 from ._failure import as_proxy_error
 from ._over import CountedStream
 from ._pump import Exchange, run_exchange
 
 #: Messages that wait in a channel of `custom_forwarding` before a sender does (Pingora's queue).
 QUEUE = 128
+#: What a message counts for in the replay buffer, beside its bytes.
+MESSAGE_COST = 64
 
 #: Takes what a callback gave, the message that it was given if there was one, and its name.
 Check = Callable[[Any, bytes | None, str], Any]
@@ -179,6 +182,7 @@ async def run_with_messages(exchange: Exchange) -> list[ResponseEvent] | None:
     """
     downstream = exchange.session.downstream_session.messages
     upstream = exchange.upstream.messages
+    body, kept = exchange.session._body, exchange.session._kept_messages
     opened, drained = trio.Event(), trio.Event()
     exchange.upstream = RelayedStream(exchange.upstream, opened, drained)
 
@@ -197,10 +201,18 @@ async def run_with_messages(exchange: Exchange) -> list[ResponseEvent] | None:
     async def from_downstream() -> None:
         assert downstream is not None
         try:
-            while (message := await downstream.receive_message()) is not None:
-                # It cannot be had a second time, so that the request cannot be made again.
-                exchange.session._body.truncated = True
+            size = sum(map(len, kept)) + MESSAGE_COST * len(kept)
+            for message in list(kept):  # what an attempt before has taken already
                 await relay.from_downstream(message)
+            while (taken := await downstream.receive_message()) is not None:
+                if not body.truncated:
+                    kept.append(taken)
+                    size += len(taken) + MESSAGE_COST
+                    if size > RETRY_BUFFER:
+                        # It cannot be had a second time, so that the request cannot be made again.
+                        body.truncated = True
+                        kept.clear()
+                await relay.from_downstream(taken)
         except Exception as exc:  # the attempt fails with it, in the task that owns it
             relay.fail(exc, FROM_DOWNSTREAM)
 

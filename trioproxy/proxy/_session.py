@@ -72,6 +72,7 @@ class Session:
         "_finished",
         "_held",
         "_ignore_info",
+        "_kept_messages",
         "_modules",
         "_not_modified",
         "_over_tunnel",
@@ -116,6 +117,8 @@ class Session:
         expected = facts.has_body if facts is not None else bool(pending and pending[0] is not END)
         self._body = RequestBody(stream, expected, pending)
         self._response: ResponseHeader | None = None
+        #: The client's messages that an attempt has taken, for another one.
+        self._kept_messages: list[bytes] = []
         self._body_bytes_sent = 0
         self._finished = False
         self._continue_sent = False

@@ -182,6 +182,7 @@ class _Server:
             drain_bytes=conf.drain_bytes,
             request_limit=conf.keepalive_request_limit,
             max_body_bytes=conf.max_body_bytes,
+            allow_trace=conf.allow_trace,
             **shared,
         )
         self.h2_options = H2ServerOptions(

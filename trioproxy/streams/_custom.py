@@ -9,11 +9,12 @@ from typing import Any
 import attrs
 import trio
 
-from .._custom import Codec, CodecEvent, Message
+from .._custom import Codec, CodecEvent, Message, ProtocolError
 from .._errors import ErrorType, ProxyError
-from .._messages import END, Data, ResponseHeader
+from .._messages import END, Data, ResponseHeader, Trailers
 from .._util import Bell
 from ..transport._byte_stream import ByteStream
+from ._memory import Order
 
 READ_SIZE = 65536
 #: Decoded bytes that may wait, of content and messages together, before the reader stops reading.
@@ -50,6 +51,8 @@ class Inbox:
     message_bell: Bell = attrs.field(factory=Bell)
     room: Bell = attrs.field(factory=Bell)
     active: float = attrs.field(factory=trio.current_time)
+    _order: Order = attrs.field(factory=Order)
+    _trailers: list[Trailers] = attrs.field(factory=list)
 
     @property
     def full(self) -> bool:
@@ -57,26 +60,42 @@ class Inbox:
         return self.queued >= READ_AHEAD
 
     def put(self, event: CodecEvent) -> None:
-        """Add what was decoded."""
+        """Add what was decoded.
+
+        Raises:
+          ProtocolError: it is not what may come next.
+        """
         self.active = trio.current_time()
-        if type(event) is Message:
+        if isinstance(event, Message):
             self.messages.append(event.data)
             self.queued += max(len(event.data), MESSAGE_COST)
             self.message_bell.ring()
             return
+        if type(event) is Data and not event.data:
+            if not event.end:
+                return
+            event = END
+        try:
+            self._order.take(event)
+        except ProxyError as exc:
+            raise ProtocolError(exc.context or "out of order") from exc
+        if type(event) is Trailers:  # told with the end alone, as nothing may come between
+            self._trailers.append(event)
+            return
+        self.events += self._trailers
+        self._trailers.clear()
         if type(event) is Data:
-            if not event.data:
-                if event.end:
-                    event = END
-                else:
-                    return
-            else:
-                self.queued += len(event.data)
+            self.queued += len(event.data)
         self.events.append(event)
         self.bell.ring()
         if ends(event):
             self.ended = True
             self.message_bell.ring()  # perhaps no more will come
+
+    def next_message(self) -> None:
+        """Begin anew, with the next request."""
+        self.ended = False
+        self._order = Order()
 
     async def wait(self, seconds: float) -> bool:
         """Wait for the next event; False where nothing has moved for so many seconds."""
@@ -159,8 +178,9 @@ class Outlet:
 
 def without_informational(events: Sequence[Any]) -> list[Any]:
     """Return the events without the heads that only HTTP has a meaning for."""
-    return [event for event in events if not _informational(event)]
+    return [event for event in events if not is_informational(event)]
 
 
-def _informational(event: object) -> bool:
+def is_informational(event: object) -> bool:
+    """Tell whether an event is a head of the 1xx kind."""
     return type(event) is ResponseHeader and event.status < 200

@@ -18,7 +18,7 @@ from .._info import ConnectionInfo
 from .._messages import RequestEvent, RequestHeader, ResponseEvent
 from ..transport._byte_stream import ByteStream
 from ._abc import UpstreamConnection, UpstreamStream
-from ._custom import READ_SIZE, Inbox, Outlet, ends
+from ._custom import READ_SIZE, Inbox, Outlet, ends, is_informational
 from ._mailbox import ReadTimer
 from ._memory import Order
 
@@ -105,8 +105,8 @@ class CustomClientConnection(UpstreamConnection):
                 return
             try:
                 for event in self.codec.feed(data):
-                    if type(event) is RequestHeader:
-                        raise ProtocolError("a request came from the origin")
+                    if type(event) is RequestHeader or is_informational(event):
+                        raise ProtocolError("what came is no head of a response")
                     if self.inbox.ended:
                         self._surplus = True
                     else:

@@ -17,8 +17,9 @@ import trio
 from .._custom import Codec, CodecEvent, Message, MessageChannel, ProtocolError
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
-from .._messages import END, Data, RequestEvent, RequestFacts, RequestHeader, ResponseEvent
+from .._messages import END, Data, RequestEvent, RequestHeader, ResponseEvent
 from .._util import Bell
+from ..semantics._custom import custom_facts
 from ..transport._byte_stream import ByteStream
 from ._abc import DownstreamStream
 from ._custom import READ_SIZE, Inbox, Outlet, ends, without_informational
@@ -35,6 +36,7 @@ class CustomServerOptions(ServerOptions):
     drain_bytes: int = 262144
     request_limit: int | None = None
     max_body_bytes: int | None = None
+    allow_trace: bool = False
 
 
 class CustomServerConnection:
@@ -157,12 +159,6 @@ class CustomServerConnection:
         else:
             self.inbox.put(event)
 
-    def fill(self) -> None:
-        """Move what came of the current request into its inbox."""
-        while self._later and (not self.inbox.ended or type(self._later[0]) is Message):
-            self.inbox.put(self._later.popleft())
-        self.inbox.room.ring()
-
     @property
     def departure(self) -> ProxyError | None:
         """Why the client counts as gone for the current exchange, or None."""
@@ -193,11 +189,29 @@ class CustomServerConnection:
         if scope.cancelled_caught:
             self._on_limit("idle_timeout")
             return False
-        first = self._later[0]
-        if type(first) is not RequestHeader:
-            self._on_refused(self.info, 400, "a request does not begin with its head")
+        try:
+            self._begin()
+        except (ProtocolError, ValueError) as exc:
+            self._on_refused(self.info, 400, str(exc))
             return False
         return True
+
+    def _begin(self) -> None:
+        """Move what came of the next request into the inbox, its head first.
+
+        Raises:
+          ProtocolError: it does not begin with a head, or goes on wrongly.
+          ValueError: its head means nothing, or more than one thing.
+        """
+        head = self._later[0]
+        if type(head) is not RequestHeader:
+            raise ProtocolError("a request does not begin with its head")
+        while self._later and (not self.inbox.ended or type(self._later[0]) is Message):
+            self.inbox.put(self._later.popleft())
+        head.facts = custom_facts(
+            head, ends=self.inbox.events[1:2] == [END], allow_trace=self.options.allow_trace
+        )
+        self.inbox.room.ring()
 
     async def _settle(self, exchange: CustomDownstreamStream) -> bool:
         """Bring the connection into the state for its next request; False where it must close."""
@@ -211,7 +225,7 @@ class CustomServerConnection:
             return False
         self.inbox.take()
         self.inbox.drop_messages()
-        self.inbox.ended = False
+        self.inbox.next_message()
         return self.broken is None
 
     async def _drop_rest(self, timeout: float) -> bool:
@@ -288,11 +302,6 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
         self._scope: trio.CancelScope | None = None
         self._over = False
         self._closed = False
-        connection.fill()
-        head = connection.inbox.events[0]
-        if head.facts is None:
-            # Without the end beside the head there is content, however little it turns out to be.
-            head.facts = RequestFacts(chunked=connection.inbox.events[1:2] != [END])
 
     @property
     def request_complete(self) -> bool:

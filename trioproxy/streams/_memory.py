@@ -16,6 +16,7 @@ from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from .._messages import (
     Data,
+    End,
     RequestEvent,
     RequestHeader,
     ResponseEvent,
@@ -43,7 +44,7 @@ class Order:
     def __init__(self) -> None:
         self.head = self.body = self.trailers = self.ended = False
 
-    def take(self, event: RequestEvent | ResponseEvent) -> None:
+    def take(self, event: RequestHeader | ResponseHeader | Data | Trailers | End) -> None:
         if self.ended:
             raise _misuse("an event was sent behind the end of a message")
         if isinstance(event, (RequestHeader, ResponseHeader)):
