@@ -66,6 +66,8 @@ ORIGINS = {
     "purge": serve_cacheable,
     "stale_on_error": serve_cacheable,
 }
+#: The examples below HTTP.
+STREAMS = ("sni_router", "tcp_proxy")
 
 
 def say(text: str = "") -> None:
@@ -374,6 +376,20 @@ def an_origin(serve: Callable[..., Awaitable[None]] = serve_origin) -> Iterator[
         thread.join()
 
 
+def a_tls_origin(name: str) -> contextlib.AbstractContextManager[str]:
+    """Run an origin of a name, over TLS.
+
+    Raises:
+      SystemExit: the package that makes its certificate is not installed.
+    """
+    try:
+        from ._tls_origin import serve
+    except ModuleNotFoundError as exc:
+        say(f"{exc.name} is needed here: python -m pip install 'trioproxy[selfsigned]'")
+        raise SystemExit(1) from exc
+    return an_origin(lambda bind, task_status: serve(bind, name, task_status=task_status))
+
+
 def make_certificates(directory: Path, *names: str) -> None:
     """Write certificates for names, and whom to trust, into a directory.
 
@@ -401,7 +417,12 @@ def run_example(name: str, about: str) -> None:
     main = importlib.import_module(f"examples.{name}").main
     text = inspect.cleandoc(inspect.getdoc(sys.modules[f"examples.{name}"]) or "")
     with contextlib.ExitStack() as stack:
-        origins = [stack.enter_context(an_origin(ORIGINS.get(name, serve_origin)))]
+        if name == "sni_router":
+            origins = [stack.enter_context(a_tls_origin(each)) for each in ("one.test", "two.test")]
+        else:
+            origins = [stack.enter_context(an_origin(ORIGINS.get(name, serve_origin)))]
+        if name in STREAMS:
+            origins = [origin.replace("http:", "tcp:") for origin in origins]
         if name == "failover":
             origins.insert(0, stack.enter_context(nobody()))
         if name == "connect_proxy":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import ssl
@@ -8,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -39,6 +41,7 @@ from examples._connect_server import serve as serve_connect
 from examples._gateway import Broken
 from examples._grpc_origin import serve as serve_grpc
 from examples._origin import serve as serve_origin
+from examples._tls_origin import serve as serve_tls
 from examples.add_header import AddHeader
 from examples.answer_early import AnswerEarly
 from examples.composition import gateway as composed
@@ -50,7 +53,9 @@ from examples.retry_backoff import Patient
 from examples.rewrite_body import NumberLines
 from examples.server_sent_events import NumberEvents
 from examples.slow_client_guard import CONF, MOST, Guard
+from examples.sni_router import SniRouter
 from examples.sse_filter import FilterEvents
+from examples.tcp_proxy import StrikeOut
 from examples.websocket_filter import Polite
 from examples.websocket_gateway import WebSockets
 from tests._support.grpc_web import BINARY, TEXT, asked, decoded
@@ -68,7 +73,8 @@ from tests.server._network import (
     receive_until,
     serving,
 )
-from trioproxy import HttpPeer, TlsSettings
+from trioproxy import BodyChunk, HttpPeer, TlsSettings
+from trioproxy.stream import StreamPeer
 
 pytestmark = pytest.mark.socket
 
@@ -94,8 +100,10 @@ NAMES = [
     "rewrite_body",
     "server_sent_events",
     "slow_client_guard",
+    "sni_router",
     "sse_filter",
     "stale_on_error",
+    "tcp_proxy",
     "tls_gateway",
     "websocket_filter",
     "websocket_gateway",
@@ -752,6 +760,8 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
         ("grpc_web_page", "http", r"grpc-web' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("image_origin", "http", r"-r 1000-1999 'http://127.0.0.1:\d+/photo.png"),
         ("mtls", "https", r"curl -i --cacert /\S+/ca.pem --cert /\S+.pem https://127.0.0.1:\d+/"),
+        ("sni_router", "tcp", r"curl -k --connect-to ::127.0.0.1:\d+ https://two.test/hello\n"),
+        ("tcp_proxy", "tcp", r"curl -i http://127.0.0.1:\d+/hunter2\n"),
         ("tls_gateway", "https", r"--cacert /\S+/ca.pem --connect-to ::127.0.0.1:\d+ https://two"),
     ],
 )
@@ -890,3 +900,75 @@ async def test_the_websocket_gateway_counts_and_refuses(capsys: pytest.CaptureFi
             await stream.send_all(b"\x88\x80\0\0\0\0")
             assert await receive_until(stream, b"\x88\0")
     assert "/chat: 17 bytes to the origin, 9 bytes back" in capsys.readouterr().out
+
+
+# -- below HTTP ------------------------------------------------------------------------------------
+
+
+async def test_the_sni_router_passes_tls_on_by_the_name_it_asks_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            urls = {
+                name: await nursery.start(serve_tls, "127.0.0.1:0", name)
+                for name in ("one.test", "two.test")
+            }
+            peers = {
+                name: StreamPeer.parse(url.replace("http:", "tcp:")) for name, url in urls.items()
+            }
+            async with serving(SniRouter(peers)) as running:
+                where = running.urls[0].replace("tcp:", "http:")
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+                for name in ("two.test", "one.test", "two.test"):
+                    stream = trio.SSLStream(
+                        await connect(where), context, server_hostname=name, https_compatible=True
+                    )
+                    await stream.send_all(get("/hello"))
+                    reply = await receive_until(stream, b"/hello\n")
+                    assert reply.endswith(f"{name} got GET /hello\n".encode())
+                    await stream.aclose()
+                stranger = trio.SSLStream(
+                    await connect(where), context, server_hostname="three.test"
+                )
+                with pytest.raises(trio.BrokenResourceError):
+                    await stranger.do_handshake()
+                await trio.aclose_forcefully(stranger)
+                async with await connect(where) as plain:
+                    await plain.send_all(get())
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        assert await plain.receive_some() == b""
+                await running.drain()
+            nursery.cancel_scope.cancel()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert sum(line.endswith(" 0 back") for line in lines) == 2
+
+
+async def test_the_tcp_proxy_strikes_the_secret_out_of_the_reply() -> None:
+    async with the_origin() as peer:
+        proxy = StrikeOut(StreamPeer.parse(f"tcp://{peer}"))
+        async with serving(proxy) as running:
+            where = running.urls[0].replace("tcp:", "http:")
+            reply = await ask(where, get("/hunter2"))
+            assert reply.status == 200
+            assert reply.body.startswith(b"GET /*******\n")
+            assert b"hunter2" not in reply.raw
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_the_secret_is_struck_out_however_it_is_cut(size: int) -> None:
+    text = b"hunter2 h hunter hunthunter2hunter2"
+    proxy = StrikeOut(StreamPeer("127.0.0.1", 1))
+    ctx, chunk, out = proxy.new_ctx(), BodyChunk(), b""
+    session: Any = None
+    for start in range(0, len(text), size):
+        chunk.data = text[start : start + size]
+        proxy.upstream_data_filter(session, chunk, False, ctx)
+        assert len(ctx.data) < len(b"hunter2")
+        out += chunk.data or b""
+    last = BodyChunk()
+    proxy.upstream_data_filter(session, last, True, ctx)
+    assert out + (last.data or b"") == text.replace(b"hunter2", b"*******")

@@ -48,6 +48,7 @@ SUB_PACKAGES = {
     "peers",
     "custom",
     "websocket",
+    "stream",
 }
 DOCUMENTED = [name for name in NAMES if name != "__version__"]
 

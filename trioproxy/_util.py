@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import attrs
 import trio
+
+from ._errors import ErrorType, ProxyError
+
+T = TypeVar("T")
 
 
 class Bell:
@@ -56,3 +65,64 @@ def _only_cancelled(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return all(_only_cancelled(each) for each in exc.exceptions)
     return isinstance(exc, trio.Cancelled)
+
+
+@attrs.define(eq=False)
+class TunnelLimits:
+    """How long bytes may be waited for in two directions that belong together (row T-05).
+
+    Attributes:
+      idle_timeout: Seconds in which nothing may move in either direction.
+      half_close_timeout: Seconds for the other direction, once one has ended.
+    """
+
+    idle_timeout: float
+    half_close_timeout: float
+    _idle_at: float = attrs.field(init=False)
+    _closes_at: float = attrs.field(init=False, default=math.inf)
+    #: The scopes of the directions that wait now.
+    _waits: set[trio.CancelScope] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.moved()
+
+    def moved(self) -> None:
+        """Tell that bytes have moved now."""
+        self._idle_at = trio.current_time() + self.idle_timeout
+
+    async def wait(self, receive: Callable[[], Awaitable[T]]) -> T:
+        """Return what a function waits for.
+
+        Raises:
+          ProxyError: ReadTimedout of unset source: nothing moved in either direction for too long,
+            or the other side ended too long ago.
+        """
+        while True:
+            with trio.move_on_at(min(self._idle_at, self._closes_at)) as scope:
+                self._waits.add(scope)
+                try:
+                    received = await receive()
+                finally:
+                    self._waits.discard(scope)
+                self.moved()
+                return received
+            now = trio.current_time()
+            if now >= self._closes_at:
+                raise ProxyError.explain(
+                    ErrorType.ReadTimedout,
+                    "one side of the tunnel had ended, the other went on for "
+                    f"{self.half_close_timeout:g} s",
+                )
+            if now >= self._idle_at and not self._waits and self._closes_at == math.inf:
+                self.moved()  # the other direction is at work on what it has received
+            if now >= self._idle_at:
+                raise ProxyError.explain(
+                    ErrorType.ReadTimedout,
+                    f"nothing moved in the tunnel for {self.idle_timeout:g} s",
+                )
+
+    def half_closed(self) -> None:
+        """Let the other direction go on for a while."""
+        self._closes_at = min(self._closes_at, trio.current_time() + self.half_close_timeout)
+        for scope in self._waits:
+            scope.deadline = min(scope.deadline, self._closes_at)

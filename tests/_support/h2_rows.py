@@ -50,7 +50,7 @@ class Gateway:
 
     def latest(self) -> Any:
         """Return the server's end of the newest HTTP/2 connection that is still there."""
-        connections = list(self.matrix.running._server.connections)
+        connections: list[Any] = list(self.matrix.running._server.connections)
         return max(
             connections, key=lambda each: int(str(each.info.peer).rpartition(":")[2])
         )._connection

@@ -64,6 +64,7 @@ from tests._support.tls_wire import TlsWire, client_context, server_context
 from trioproxy import ErrorType, HttpPeer, ProxyError, ServerConf, TlsSettings
 from trioproxy.proxy._compose import Proxy
 from trioproxy.proxy._record import ExchangeRecord
+from trioproxy.server._http import HttpService
 from trioproxy.server._serve import Running
 from trioproxy.testing._network import PLAIN, End, Link, MemoryAcceptor, Network
 
@@ -868,7 +869,9 @@ async def open_matrix(
                     functools.partial(trioproxy.serve, proxy, acceptor, conf=conf)
                 )
                 records: list[ExchangeRecord] = []
-                running._server.services.on_record = records.append
+                service = running._server.service
+                assert isinstance(service, HttpService)
+                service.services.on_record = records.append
                 gateway = Matrix(
                     pairing, nursery, running, acceptor, network, upstream, link, records
                 )
@@ -888,11 +891,12 @@ async def _leave(gateway: Matrix, *, check_windows: bool) -> None:
         client.close()
     for wire in gateway.wires:
         wire.close()
-    server = gateway.running._server
+    service = gateway.running._server.service
+    assert isinstance(service, HttpService)
     await gateway.ended()
-    assert server.pool.statistics().leased == 0
-    assert server.services.sessions == 0
-    server.pool.close_idle()
+    assert service.pool.statistics().leased == 0
+    assert service.services.sessions == 0
+    service.pool.close_idle()
     await trio.testing.wait_all_tasks_blocked()
     if not all(end.closed for end in gateway.network.ends):
         await trio.sleep(2)  # a last GOAWAY waits for a second until it was read

@@ -32,6 +32,7 @@ from trioproxy import (
 from trioproxy._info import ConnectionInfo
 from trioproxy.codec._h1 import HeadLimits, ResponseReader
 from trioproxy.codec._h1_codec import http1_codec
+from trioproxy.server._http import HttpService
 from trioproxy.server._serve import _Server
 from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._h1_client import H1ClientConnection
@@ -455,7 +456,8 @@ async def raw_exchange(
         async with trio.open_nursery() as nursery:
             connector = MemoryConnector(conf, nursery, origin)
             pool = Pool(connector, nursery)
-            server = _Server(proxy, conf, pool)
+            service = HttpService(proxy, conf, pool)
+            server = _Server(service, conf)
             client, accepted = trio.testing.memory_stream_pair()
             start = trio.current_time()
             ended = trio.Event()
@@ -464,7 +466,7 @@ async def raw_exchange(
 
             async def serve() -> None:
                 info = ConnectionInfo("127.0.0.1:80", "127.0.0.1:5000", start)
-                front = server.front(None, conf.http, conf.h2c)
+                front = service.front(None, None)
                 await server.connection(server.admit(StreamAdapter(accepted), info, front))
                 ended.set()
 

@@ -441,6 +441,11 @@ async def test_t_05_an_idle_websocket_is_cut_and_a_half_closed_one_goes_on_for_a
             await trio.sleep(290)
             await server.say(server.frames.send_ping, b"")
             assert (await client.frame()).opcode is Opcode.PING
+        assert proxy.to_client is not None
+        for _ in range(3):
+            await trio.sleep(290)
+            await proxy.to_client.send(b"from the side")
+            assert await client.receive() == b"from the side"
         started = trio.current_time()
         assert await client.ends()
         assert trio.current_time() - started == 300

@@ -26,7 +26,9 @@ from tests._support.raw import (
 )
 from trioproxy import Headers, ProxyError, RequestHeader, ResponseHeader, ServerConf, Session
 from trioproxy._info import ConnectionInfo
+from trioproxy.server._http import HttpService
 from trioproxy.server._serve import _Server
+from trioproxy.streams._serve import ServerConnection
 from trioproxy.transport._byte_stream import StreamAdapter
 from trioproxy.upstream._pool import Pool
 
@@ -220,9 +222,11 @@ async def test_h1_21_waiting_requests_are_bounded(autojump_clock: MockClock) -> 
         async with trio.open_nursery() as nursery:
             conf = ServerConf()
             client, accepted = trio.testing.memory_stream_pair()
-            server = _Server(Recorder(), conf, Pool(MemoryConnector(conf, nursery, held), nursery))
+            pool = Pool(MemoryConnector(conf, nursery, held), nursery)
+            service = HttpService(Recorder(), conf, pool)
+            server = _Server(service, conf)
             info = ConnectionInfo(None, None)
-            front = server.front(None, "auto", h2c=False)
+            front = service.front(None, None)
             nursery.start_soon(
                 server.connection, server.admit(StreamAdapter(accepted), info, front)
             )
@@ -231,6 +235,7 @@ async def test_h1_21_waiting_requests_are_bounded(autojump_clock: MockClock) -> 
                 await client.send_all(b"y" * 65536)
             await trio.testing.wait_all_tasks_blocked()
             connection = next(iter(server.connections))
+            assert isinstance(connection, ServerConnection)
             taken = connection.buffered
             released.set()
             await client.aclose()

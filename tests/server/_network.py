@@ -16,7 +16,7 @@ import attrs
 import trio
 
 import trioproxy
-from trioproxy.proxy._compose import Proxy
+from trioproxy.server._kinds import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,15 @@ import trioproxy
 from tests.server._network import connect, get, receive_all, serving
 from trioproxy import HttpPeer, ProxyError, ResponseHeader, Session
 from trioproxy.proxy._record import ExchangeRecord
-from trioproxy.server._access_log import LOGGER, AccessLog, common_line, json_line
+from trioproxy.server._access_log import (
+    LOGGER,
+    AccessLog,
+    common_line,
+    common_stream_line,
+    json_line,
+    json_stream_line,
+)
+from trioproxy.stream import StreamRecord
 
 RECORD = ExchangeRecord(
     client="192.0.2.1:5000",
@@ -28,6 +36,47 @@ RECORD = ExchangeRecord(
     error=None,
     started_at=1_000_000_000.5,
 )
+
+
+STREAM = StreamRecord(
+    client="192.0.2.1:5000",
+    protocol="tls",
+    server_name=None,
+    status=200,
+    bytes_sent=5,
+    bytes_received=3,
+    duration=0.0123456789,
+    upstream="127.0.0.1:5432",
+    error=None,
+    started_at=1_000_000_000.5,
+)
+
+
+def test_a_stream_in_the_common_form() -> None:
+    assert common_stream_line(STREAM) == (
+        '192.0.2.1 - - [09/Sep/2001:01:46:40 +0000] "STREAM 127.0.0.1:5432 tls" 200 5'
+    )
+    named = attrs.evolve(STREAM, server_name="db.example", bytes_sent=0, status=502)
+    assert common_stream_line(named).endswith('"STREAM db.example tls" 502 -')
+    nowhere = attrs.evolve(STREAM, upstream=None, client=None)
+    assert common_stream_line(nowhere).startswith("unknown - - [")
+    assert '"STREAM - tls"' in common_stream_line(nowhere)
+
+
+def test_a_stream_in_the_json_form() -> None:
+    record = attrs.evolve(STREAM, server_name="db.example", error="broke\n")
+    assert json.loads(json_stream_line(record)) == {
+        "time": "2001-09-09T01:46:40.500+00:00",
+        "client": "192.0.2.1:5000",
+        "protocol": "tls",
+        "server_name": "db.example",
+        "status": 200,
+        "bytes_sent": 5,
+        "bytes_received": 3,
+        "duration": 0.012346,
+        "upstream": "127.0.0.1:5432",
+        "error": "broke\\n",
+    }
 
 
 def test_the_common_form() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from trioproxy.cache import DiskStorage, MemoryStorage, Storage
 from trioproxy.server import _cli
 from trioproxy.server._cli import main
 from trioproxy.server._reverse import CachingReverse, Reverse
+from trioproxy.server._reverse_stream import StreamReverse
+from trioproxy.stream import ProxyStream, StreamPeer, StreamSession
 
 URL = "http://127.0.0.1:9000"
 
@@ -533,8 +536,11 @@ def test_a_path_works_too(directory: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "tests.server.test_cli has no nope; the name of a ProxyHttp",
         ),
         ("tests.server.test_cli:Holder.nope", "has no Holder.nope"),
-        ("tests.server.test_cli:nothing", "gives a int: a ProxyHttp object, class or factory is"),
-        ("tests.server.test_cli:gives_another", "gives a int: a ProxyHttp object"),
+        (
+            "tests.server.test_cli:nothing",
+            "gives a int: a ProxyHttp or ProxyStream object, class or",
+        ),
+        ("tests.server.test_cli:gives_another", "gives a int: a ProxyHttp or ProxyStream object"),
         ("tests.server.test_cli:needs_more", "cannot be called without arguments (needs_more()"),
         ("tests.server.test_cli:Unfinished", "cannot be called without arguments (Can't inst"),
     ],
@@ -603,3 +609,204 @@ def test_help_lists_what_exists_and_nothing_else(
     words = shown(capsys, command, "--help").replace("[", " ").replace("]", " ").split()
     told = {word.rstrip(",") for word in words if word.startswith("--")}
     assert told == expected
+
+
+# -- streams below HTTP ----------------------------------------------------------------------------
+
+
+def streams(*arguments: str) -> StreamReverse:
+    proxy = parse("reverse", *arguments).proxy
+    assert isinstance(proxy, StreamReverse)
+    return proxy
+
+
+def test_every_form_of_a_streams_url_is_taken() -> None:
+    proxy = streams("tcp://127.0.0.1:5432", "tls://db.example:5433", "unix:/run/db.sock")
+    assert [peer.name for peer in proxy.peers] == [
+        "127.0.0.1:5432",
+        "tls://db.example:5433",
+        "unix:/run/db.sock",
+    ]
+
+
+def test_tls_urls_are_trusted_by_a_file_or_in_any_case(tmp_path: Path) -> None:
+    anchor = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(anchor))
+    proxy = streams("tcp://a:1", "tls://b:2", "--upstream-ca", str(anchor))
+    assert [peer.options.ca for peer in proxy.peers] == [None, (str(anchor),)]
+    proxy = streams("tls://b:2", "--upstream-insecure")
+    assert [peer.options.verify_cert for peer in proxy.peers] == [False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "expected"),
+    [
+        (("--idle-timeout", "9"), "tunnel_idle_timeout", 9.0),
+        (("--idle-timeout", "60"), "tunnel_idle_timeout", 60.0),
+        (("--idle-timeout", "0"), "tunnel_idle_timeout", math.inf),
+        ((), "tunnel_idle_timeout", 300.0),
+        (("--connect-timeout", "2"), "connect_timeout", 2.0),
+        (("--write-timeout", "3"), "write_timeout", 3.0),
+        (("--grace", "4"), "grace", 4.0),
+        (("--access-log", "json"), "access_log", "json"),
+    ],
+)
+def test_options_that_streams_have_become_their_settings(
+    arguments: tuple[str, ...], name: str, expected: object
+) -> None:
+    assert getattr(parse("reverse", "tcp://a:1", *arguments).conf, name) == expected
+
+
+#: An argument for each option that is for HTTP alone.
+FOR_HTTP = {
+    "--cache": "memory",
+    "--cache-size": "1M",
+    "--h2c": None,
+    "--header-timeout": "15",
+    "--http": "auto",
+    "--http1-codec": "auto",
+    "--max-body-bytes": "10",
+    "--max-header-bytes": "65536",
+    "--read-timeout": "60",
+    "--rewrite-host": None,
+    "--upstream-http": "auto",
+}
+#: The options that streams have, too.
+FOR_BOTH = {
+    "--access-log",
+    "--bind",
+    "--connect-timeout",
+    "--grace",
+    "--help",
+    "--idle-timeout",
+    "--log-level",
+    "--tls-cert",
+    "--tls-client-ca",
+    "--tls-key",
+    "--tls-self-signed",
+    "--upstream-ca",
+    "--upstream-insecure",
+    "--write-timeout",
+}
+
+
+def test_every_option_is_for_streams_or_refused_with_them() -> None:
+    _, commands = _cli._parser()
+    options = {
+        text
+        for action in commands["reverse"]._actions
+        for text in action.option_strings
+        if text.startswith("--")
+    }
+    assert options == FOR_HTTP.keys() | FOR_BOTH
+    assert not FOR_HTTP.keys() & FOR_BOTH
+
+
+@pytest.mark.parametrize("option", FOR_HTTP)
+def test_an_option_of_http_beside_a_streams_url_is_one_line(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = FOR_HTTP[option]
+    arguments = [option] if value is None else [option, value]
+    for line in (("tcp://a:1", *arguments), (*arguments, "tcp://a:1")):
+        told = refusal(capsys, "reverse", *line)
+        assert told.startswith(f"trioproxy reverse: error: argument {option}: ")
+        assert told.endswith(f"is for HTTP, and a:1 is for streams: leave {option} out\n")
+        if option in ("--cache", "--http", "--http1-codec", "--upstream-http"):
+            assert f": {value} is for HTTP" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ("tcp://a:1", "http://b:2"),
+            "argument URL: a:1 is for streams and b:2 is for HTTP: URLs of one kind are right",
+        ),
+        (("http://b:2", "unix:x"), "argument URL: unix:x is for streams and b:2 is for HTTP"),
+        (("tcp://a",), "argument URL: 'tcp://a' is not the address of a stream: tcp://host:port"),
+        (("tcp:a:1",), "argument URL: 'tcp:a:1' is not the address of a stream"),
+        (("tls+unix:x",), "argument URL: sni=None: without a name no certificate can be verified"),
+        (("--h2c", "--", "tcp://a"), "argument URL: 'tcp://a' is not the address"),
+        (
+            ("tcp://a:1", "--upstream-insecure"),
+            "argument --upstream-insecure is for TLS, and there is none: tls://host:port is right",
+        ),
+        (
+            ("tcp://a:1", "--upstream-ca", "x.pem"),
+            "argument --upstream-ca: x.pem is for TLS, and there is none",
+        ),
+        (
+            ("tls://a:1", "--upstream-ca", "x.pem", "--upstream-insecure"),
+            "argument --upstream-ca: x.pem is not used with --upstream-insecure: one is right",
+        ),
+        (("tls://a:1", "--upstream-ca", "none.pem"), "argument --upstream-ca: "),
+        (("tls://a:1", "--upstream-ca", ""), "argument --upstream-ca: '' is no file"),
+    ],
+)
+def test_a_mistake_with_a_streams_url_is_one_line(
+    arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, "reverse", *arguments).startswith(
+        f"trioproxy reverse: error: {expected}"
+    )
+
+
+class Joined(ProxyStream[None]):
+    """Serves streams, as a program does."""
+
+    def new_ctx(self) -> None:
+        return None
+
+    async def upstream_peer(self, session: StreamSession, ctx: None) -> StreamPeer:
+        return StreamPeer("127.0.0.1", 1)
+
+
+JOINED = Joined()
+
+
+@pytest.mark.parametrize("name", ["Joined", "JOINED"])
+def test_run_serves_an_object_or_a_class_of_streams(name: str) -> None:
+    ran = parse("run", f"tests.server.test_cli:{name}", "--header-timeout", "3")
+    assert type(ran.proxy).__name__ == "Joined"
+    assert ran.conf.header_timeout == 3
+
+
+def test_run_refuses_options_of_http_beside_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    target = "tests.server.test_cli:Joined"
+    assert refusal(capsys, "run", target, "--h2c") == (
+        f"trioproxy run: error: argument --h2c: it is for HTTP, and {target} is for streams: leave "
+        "--h2c out\n"
+    )
+
+
+@pytest.mark.socket
+async def test_streams_are_joined_to_the_upstreams_in_turn_and_past_one_that_is_not_there() -> None:
+    async def answer(stream: trio.SocketStream, name: bytes) -> None:
+        await stream.send_all(name + await stream.receive_some())
+
+    with trio.fail_after(20), socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        async with (
+            an_origin(lambda stream: answer(stream, b"one ")) as one,
+            an_origin(lambda stream: answer(stream, b"two ")) as two,
+        ):
+            urls = [url.replace("http:", "tcp:") for url in (one, two)]
+            urls.insert(1, f"tcp://127.0.0.1:{nobody.getsockname()[1]}")
+            async with Program.start(
+                "trioproxy", "reverse", *urls, "--bind", "127.0.0.1:0", "--access-log", "common"
+            ) as program:
+                url = await program.until(r"listening on tcp://(\S+)\n")
+                host, _, port = url.rpartition(":")
+                replies = []
+                for _ in range(4):
+                    async with await trio.open_tcp_stream(host, int(port)) as stream:
+                        await stream.send_all(b"hello")
+                        replies.append(b"".join([piece async for piece in stream]))
+                assert replies == [b"one hello", b"two hello", b"two hello", b"one hello"]
+                assert await program.ends(signal.SIGTERM) == 0
+        lines = program.out.splitlines()
+        assert len(lines) == 4
+        assert lines[0].startswith("127.0.0.1 - - [")
+        assert lines[0].endswith(f'"STREAM {urls[0].removeprefix("tcp://")} tcp" 200 9')
+        assert "Traceback" not in program.err

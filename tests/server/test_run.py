@@ -55,7 +55,7 @@ def test_a_bind_that_fails_is_one_line_and_exit_code_1(capsys: pytest.CaptureFix
 
 
 def test_a_wrong_proxy_or_bind_is_an_ordinary_exception() -> None:
-    with pytest.raises(TypeError, match="takes a ProxyHttp object, not ABCMeta"):
+    with pytest.raises(TypeError, match="takes a ProxyHttp or a ProxyStream object, not ABCMeta"):
         run(Unused)  # type: ignore[arg-type]  # the point of it
     with pytest.raises(ValueError, match="'x' is not a bind address"):
         run(Unused(), "x")

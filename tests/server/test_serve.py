@@ -16,8 +16,7 @@ import trio.testing
 
 import trioproxy
 from tests.server._network import ask, connect, get, receive_all, receive_until, serving
-from trioproxy import Digest, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
-from trioproxy.proxy import _engine
+from trioproxy import Digest, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session, _counts
 from trioproxy.proxy._engine import Engine
 from trioproxy.server import _serve
 from trioproxy.streams._abc import DownstreamStream
@@ -134,7 +133,7 @@ async def test_a_name_that_nobody_knows_is_a_bind_error() -> None:
 async def test_wrong_arguments_are_told_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="'8080' is not a bind address: host:port"):
         await trioproxy.serve(Local(), "127.0.0.1:0", "8080")
-    with pytest.raises(TypeError, match="takes a ProxyHttp object, not ABCMeta"):
+    with pytest.raises(TypeError, match="takes a ProxyHttp or a ProxyStream object, not ABCMeta"):
         await trioproxy.serve(Local, "127.0.0.1:0")  # type: ignore[arg-type]  # the point of it
 
 
@@ -444,10 +443,10 @@ async def test_every_limit_that_bites_is_counted() -> None:
 
 
 def test_kinds_of_errors_are_counted_apart_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "MAX_ERROR_KINDS", 2)
+    monkeypatch.setattr(_counts, "MAX_ERROR_KINDS", 2)
     errors: Counter[str] = Counter()
     services = SimpleNamespace(errors=errors)
     for name in ("a", "b", "c", "a", "d"):
         error = ProxyError.new_up(ErrorType.Custom(name))
-        _engine.Services.count_error(services, error)  # type: ignore[arg-type]
+        _counts.SessionCounts.count_error(services, error)  # type: ignore[arg-type]
     assert errors == {"Upstream a": 2, "Upstream b": 1, "other": 2}

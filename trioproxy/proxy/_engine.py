@@ -18,6 +18,7 @@ import trio
 
 from .._clock import wall_time
 from .._config import ServerConf
+from .._counts import SessionCounts
 from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
 from .._info import Digest
 from .._messages import RequestHeader
@@ -48,12 +49,8 @@ from ._tunnel import run_tunnel
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
-#: Kinds of errors that are counted apart.
-MAX_ERROR_KINDS = 256
-
-
 @attrs.define(eq=False)
-class Services:
+class Services(SessionCounts):
     """What the sessions of one server share."""
 
     conf: ServerConf
@@ -69,11 +66,6 @@ class Services:
     draining: bool = False
     #: Requests that the proxy makes of itself, now.
     background: int = 0
-    sessions: int = 0
-    sessions_total: int = 0
-    sessions_shed: int = 0
-    retries: int = 0
-    errors: Counter[str] = attrs.field(factory=Counter)
     #: Requests by the phase of the cache that they ended in, and those that waited for another one.
     cache_phases: Counter[str] = attrs.field(factory=Counter)
     collapsed: int = 0
@@ -122,14 +114,6 @@ class Services:
             return False
         self.background += 1  # `renew` takes it off
         return True
-
-    def count_error(self, error: ProxyError) -> None:
-        """Count the error that a session ended with, by its source and root kind."""
-        name = f"{error.esource.value or 'Unset'} {error.root_etype()}"
-        # Kinds of the user's own could be without number.
-        if name not in self.errors and len(self.errors) >= MAX_ERROR_KINDS:
-            name = "other"
-        self.errors[name] += 1
 
     def summary(self, session: Session) -> str:
         """Return the built-in summary of a session's request."""

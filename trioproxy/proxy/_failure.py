@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
+from .._callbacks import error_of, log_failure_of
+from .._errors import ProxyError
 from .._messages import ResponseHeader
-from .._util import unwrap
 
 if TYPE_CHECKING:
     from ._session import Session
-
-log = logging.getLogger("trioproxy")
 
 
 def as_proxy_error(exc: BaseException, session: Session, phase: str | None = None) -> ProxyError:
@@ -26,15 +23,7 @@ def as_proxy_error(exc: BaseException, session: Session, phase: str | None = Non
       session: Whose it is; its phase names the callback.
       phase: The callback's name, where the session's phase may be that of the other direction.
     """
-    name = phase or session._phase or "a callback"
-    exc = unwrap(exc)
-    if isinstance(exc, ProxyError):
-        return exc
-    log.error("%s raised %s: %s", name, type(exc).__name__, exc, exc_info=exc)
-    error = ProxyError.because(ErrorType.InternalError, f"{name} raised an exception", exc)
-    error.esource = ErrorSource.INTERNAL
-    error.retry = RetryType.Decided(False)
-    return error
+    return error_of(exc, phase or session._phase or "a callback")
 
 
 def log_failure(exc: Exception, session: Session) -> None:
@@ -42,11 +31,7 @@ def log_failure(exc: Exception, session: Session) -> None:
 
     That a client left while it was being answered is nobody's mistake, and told elsewhere.
     """
-    raised = unwrap(exc)
-    if not (isinstance(raised, ProxyError) and raised.esource is ErrorSource.DOWNSTREAM):
-        log.error(
-            "%s raised %s: %s", session._phase, type(raised).__name__, raised, exc_info=raised
-        )
+    log_failure_of(exc, session._phase)
 
 
 def canned_head(server_name: str, code: int, body: bytes = b"") -> ResponseHeader:

@@ -25,7 +25,7 @@ from ..cache._key import default_cache_key
 from ..cache._policy import NoCacheReason, Uncacheable
 from ..semantics._conditional import evaluate_conditions
 from ..semantics._range import range_header
-from ._plan import Plan, check_class, make_plan
+from ._plan import CALLBACKS, Plan, check_class, make_plan
 
 if TYPE_CHECKING:
     import trio
@@ -92,8 +92,8 @@ class ProxyHttp(ABC, Generic[CtxT]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check the overrides of a new class, and remember them."""
         super().__init_subclass__(**kwargs)
-        check_class(cls, ProxyHttp)
-        cls._trioproxy_plan = make_plan(cls, ProxyHttp)
+        check_class(cls, ProxyHttp, CALLBACKS)
+        cls._trioproxy_plan = make_plan(cls, ProxyHttp, CALLBACKS)
 
     # -- set-up ----------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from typing import Any
 import attrs
 import trio
 
-from .._errors import ErrorType, ProxyError
+from .._errors import ErrorSource, ProxyError
 from .._messages import END, BodyChunk, Data, RequestEvent, ResponseEvent
+from .._util import TunnelLimits
 from ..streams._abc import MessageStream
 from ._failure import as_proxy_error
 from ._pump import Exchange, filter_chunk, put
@@ -22,13 +23,11 @@ from ._pump import Exchange, filter_chunk, put
 
 @attrs.define(eq=False)
 class Tunnel:
-    """What the two directions share: when something last moved, and who has ended.
+    """What the two directions share: how long they may wait, and who has ended.
 
     Attributes:
       exchange: The attempt that became a tunnel.
-      idle_at: When the tunnel counts as idle, unless something moves before.
-      closes_at: When the side that has not ended is cut, once the other one has.
-      waits: The scopes of the directions that wait now.
+      limits: How long they may wait.
       upload_scope: Around the direction towards the origin.
       download_scope: Around the direction towards the client.
       upload_ended: Set when the direction towards the origin has ended.
@@ -36,9 +35,7 @@ class Tunnel:
     """
 
     exchange: Exchange
-    idle_at: float
-    closes_at: float = math.inf
-    waits: set[trio.CancelScope] = attrs.field(factory=set)
+    limits: TunnelLimits
     upload_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     download_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     upload_ended: trio.Event = attrs.field(factory=trio.Event)
@@ -51,34 +48,12 @@ class Tunnel:
           ProxyError: ReadTimedout, nothing moved in either direction for too long, or the other side
             ended too long ago.
         """
-        while True:
-            with trio.move_on_at(min(self.idle_at, self.closes_at)) as scope:
-                self.waits.add(scope)
-                try:
-                    batch: list[Any] = await stream.receive_batch()
-                finally:
-                    self.waits.discard(scope)
-                self.idle_at = trio.current_time() + self.exchange.conf.tunnel_idle_timeout
-                return batch
-            now = trio.current_time()
-            if now >= self.closes_at:
-                seconds = self.exchange.conf.tunnel_half_close_timeout
-                raise ProxyError.explain(
-                    ErrorType.ReadTimedout,
-                    f"one side of the tunnel had ended, the other went on for {seconds:g} s",
-                ).into_up()
-            if now >= self.idle_at:
-                seconds = self.exchange.conf.tunnel_idle_timeout
-                raise ProxyError.explain(
-                    ErrorType.ReadTimedout, f"nothing moved in the tunnel for {seconds:g} s"
-                ).into_up()
-
-    def half_closed(self) -> None:
-        """Let the other direction go on for a while."""
-        seconds = self.exchange.conf.tunnel_half_close_timeout
-        self.closes_at = min(self.closes_at, trio.current_time() + seconds)
-        for scope in self.waits:
-            scope.deadline = min(scope.deadline, self.closes_at)
+        try:
+            return await self.limits.wait(stream.receive_batch)
+        except ProxyError as exc:
+            if exc.esource is ErrorSource.UNSET:
+                exc.as_up()
+            raise
 
 
 async def run_tunnel(exchange: Exchange, nursery: trio.Nursery, first: list[ResponseEvent]) -> None:
@@ -93,8 +68,9 @@ async def run_tunnel(exchange: Exchange, nursery: trio.Nursery, first: list[Resp
       ProxyError: a side broke, or nothing moved for too long.
       Exception: what a filter raised.
     """
-    idle = exchange.conf.tunnel_idle_timeout
-    tunnel = Tunnel(exchange, trio.current_time() + idle)
+    conf = exchange.conf
+    limits = TunnelLimits(conf.tunnel_idle_timeout, conf.tunnel_half_close_timeout)
+    tunnel = Tunnel(exchange, limits)
     exchange.session.downstream_session.read_timeout = math.inf
     exchange.upstream.read_timeout = math.inf
     nursery.start_soon(_upload, tunnel)
@@ -145,7 +121,7 @@ async def _towards_origin(tunnel: Tunnel) -> None:
                 await exchange.upstream.send(Data(data))
             if last:
                 await exchange.upstream.send(END)
-                tunnel.half_closed()
+                tunnel.limits.half_closed()
                 return
 
 
@@ -171,7 +147,7 @@ async def _towards_client(tunnel: Tunnel, batch: list[ResponseEvent]) -> None:
                 out.append(Data(data))
             if last:
                 await session._send_events(*out, END)
-                tunnel.half_closed()
+                tunnel.limits.half_closed()
                 return
         if out:
             await session._send_events(*out)

@@ -18,6 +18,7 @@ import trio
 
 from .._errors import ErrorSource, ErrorType, ProxyError
 from .._messages import END, Data, RequestHeader, ResponseEvent, ResponseHeader
+from .._util import TunnelLimits
 from .._websocket import BinaryMessage, TextMessage, WebSocketOptions
 from ..codec._websocket import Close, Control, WebSocketEnd, require_wsproto
 from ..semantics._websocket import Deflate, deflate_agreed, deflate_offers
@@ -203,9 +204,20 @@ class _WebSocket:
             exchange.upstream.send,
             ErrorSource.UPSTREAM,
         )
-        idle = exchange.conf.tunnel_idle_timeout
-        self._tunnel = Tunnel(exchange, trio.current_time() + idle)
-        self._relay = Relay(exchange, self._origin.send, self._client.send, as_message)
+        conf = exchange.conf
+        limits = TunnelLimits(conf.tunnel_idle_timeout, conf.tunnel_half_close_timeout)
+        self._limits = limits
+        self._tunnel = Tunnel(exchange, limits)
+
+        async def to_origin(message: Any) -> None:
+            await self._origin.send(message)
+            limits.moved()  # what was put in from the side counts as well
+
+        async def to_client(message: Any) -> None:
+            await self._client.send(message)
+            limits.moved()
+
+        self._relay = Relay(exchange, to_origin, to_client, as_message)
         #: Who broke the protocol, and how.
         self._culprit: tuple[_Leg, Close] | None = None
 
@@ -250,7 +262,7 @@ class _WebSocket:
                 await self._take(data, self._client, self._origin, self._relay.from_downstream)
                 if type(event) is not Data or event.end:
                     await self._origin.half_close()
-                    self._tunnel.half_closed()
+                    self._limits.half_closed()
                     return
 
     async def _towards_client(self, batch: list[ResponseEvent]) -> None:
@@ -261,7 +273,7 @@ class _WebSocket:
                 await self._take(data, self._origin, self._client, self._relay.from_upstream)
                 if type(event) is not Data or event.end:
                     await self._client.half_close()
-                    self._tunnel.half_closed()
+                    self._limits.half_closed()
                     return
             batch = await self._tunnel.receive(self._origin.stream)
 

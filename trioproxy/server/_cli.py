@@ -26,14 +26,32 @@ from ..cache._disk import DiskStorage
 from ..cache._memory import MemoryStorage
 from ..cache._shared import SharedCache
 from ..cache._storage import Storage
-from ..proxy._compose import Composite, Proxy
-from ..proxy._filters import ProxyHttp
+from ..stream._filters import ProxyStream
+from ..stream._peer import StreamPeer
 from ..transport._tls_server import TlsAcceptor
+from ._kinds import Proxy, kind_of
 from ._reverse import CachingReverse, Reverse, upstreams
+from ._reverse_stream import StreamReverse, stream_upstreams
 from ._run import run
 
 _SIZE = re.compile(r"([0-9]+)([KMGkmg]?)")
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+#: Options that mean nothing to streams below HTTP.
+HTTP_ONLY = frozenset(
+    {
+        "cache",
+        "cache_size",
+        "h2c",
+        "header_timeout",
+        "http",
+        "http1_codec",
+        "max_body_bytes",
+        "max_header_bytes",
+        "read_timeout",
+        "rewrite_host",
+        "upstream_http",
+    }
+)
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -86,13 +104,15 @@ def bind(text: str) -> Listener:
         raise argparse.ArgumentTypeError(str(exc)) from None
 
 
-def origin(text: str) -> HttpPeer:
-    """Read the URL of an origin."""
+def origin(text: str) -> HttpPeer | StreamPeer:
+    """Read the URL of an origin, or of what streams lead to."""
     try:
+        if text.startswith(("tcp:", "tls:", "unix:", "tls+unix:")):
+            return StreamPeer.parse(text)
         if "://" not in text and not text.startswith("http+unix:"):
             raise ValueError(
-                f"{text!r} is not an origin: http://host[:port], https://host[:port] or "
-                "http+unix:PATH is"
+                f"{text!r} is not an origin: http://host[:port], https://host[:port], "
+                "http+unix:PATH or tcp://host:port is"
             )
         return HttpPeer.parse(text)
     except ValueError as exc:
@@ -116,10 +136,10 @@ def load(text: str) -> Proxy:
             found = getattr(found, name)
         except AttributeError:
             raise argparse.ArgumentTypeError(
-                f"{text!r}: {module_name} has no {path}; the name of a ProxyHttp object, class or "
-                "factory is right"
+                f"{text!r}: {module_name} has no {path}; the name of a ProxyHttp or "
+                "ProxyStream object, class or factory is right"
             ) from None
-    if not isinstance(found, (ProxyHttp, Composite)) and callable(found):
+    if kind_of(found) is None and callable(found):
         try:
             found = found()
         except TypeError as exc:
@@ -129,11 +149,13 @@ def load(text: str) -> Proxy:
                 f"{text!r} cannot be called without arguments ({exc}): name an object, or a "
                 "factory that takes none"
             ) from exc
-    if not isinstance(found, (ProxyHttp, Composite)):
+    if kind_of(found) is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} gives a {type(found).__name__}: a ProxyHttp object, class or factory is right"
+            f"{text!r} gives a {type(found).__name__}: a ProxyHttp or ProxyStream object, class or "
+            "factory is right"
         )
-    return found
+    proxy: Proxy = found
+    return proxy
 
 
 def _module(name: str, text: str) -> object:
@@ -222,7 +244,7 @@ def _options() -> _Parser:
         "--access-log",
         choices=("off", "common", "json"),
         default=default.access_log,
-        help="one line a request on stdout (default %(default)s)",
+        help="one line a request, or a stream, on stdout (default %(default)s)",
     )
     for flag, about in (
         ("--connect-timeout", "for connecting to an origin"),
@@ -292,7 +314,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="URL",
         nargs="+",
         type=origin,
-        help="http://host[:port], https://host[:port] or http+unix:PATH",
+        help="http://host[:port], https://host[:port] or http+unix:PATH; or, for streams of any "
+        "protocol, tcp://host:port, tls://host:port, unix:PATH",
     )
     reverse.add_argument(
         "--rewrite-host",
@@ -309,12 +332,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     reverse.add_argument(
         "--upstream-ca",
         metavar="FILE",
-        help="whom to trust for https origins, in PEM (default system trust)",
+        help="whom to trust for https and tls URLs, in PEM (default system trust)",
     )
     reverse.add_argument(
         "--upstream-insecure",
         action="store_true",
-        help="trust any https origin; never do this outside of a test",
+        help="trust anybody at https and tls URLs; never do this outside of a test",
     )
     reverse.add_argument(
         "--cache",
@@ -334,8 +357,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "run",
         parents=[shared],
         allow_abbrev=False,
-        help="your own ProxyHttp object, class or factory",
-        description="Serve a ProxyHttp object, or what a class or factory makes.",
+        help="your own ProxyHttp or ProxyStream object, class or factory",
+        description="Serve a ProxyHttp or ProxyStream object, or what a class or factory makes.",
     )
     program.add_argument(
         "target", metavar="MODULE:OBJECT", help="such as gateway:proxy or path/gateway.py:Gateway"
@@ -408,6 +431,64 @@ def store(options: argparse.Namespace, command: _Parser) -> Storage:
         )
 
 
+def _proxy(options: argparse.Namespace, command: _Parser) -> Proxy:
+    """Return the proxy object that the options describe, or name."""
+    if options.command == "run":
+        try:
+            return load(options.target)
+        except argparse.ArgumentTypeError as exc:
+            command.error(f"argument MODULE:OBJECT: {exc}")
+    origins = [each for each in options.origins if isinstance(each, HttpPeer)]
+    streams = [each for each in options.origins if isinstance(each, StreamPeer)]
+    if origins and streams:
+        command.error(
+            f"argument URL: {streams[0]} is for streams and {origins[0]} is for HTTP: URLs of one "
+            "kind are right"
+        )
+    trust = {"ca": options.upstream_ca, "insecure": options.upstream_insecure}
+    try:
+        if streams:
+            return StreamReverse(stream_upstreams(streams, **trust))
+        peers = upstreams(origins, http=options.upstream_http, **trust)
+    except ValueError as exc:
+        command.error(f"argument {exc}")
+    if options.cache == "off":
+        return Reverse(peers, rewrite_host=options.rewrite_host)
+    return CachingReverse(
+        peers,
+        rewrite_host=options.rewrite_host,
+        shared_cache=SharedCache(storage=store(options, command)),
+    )
+
+
+def _given(arguments: Sequence[str] | None, command: str) -> dict[str, object]:
+    """Return the options that were given, whatever their values, for defaults look the same."""
+    parser, commands = _parser()
+    for action in commands[command]._actions:  # noqa: SLF001  # nothing else lists them
+        action.default = argparse.SUPPRESS
+    options, _ = parser.parse_known_args(arguments)
+    return vars(options)
+
+
+def _of_streams(
+    options: argparse.Namespace, command: _Parser, given: dict[str, object]
+) -> dict[str, object]:
+    """Refuse options that are for HTTP alone; return the settings that streams have of others."""
+    program = options.command == "run"
+    what = options.target if program else options.origins[0]
+    # A program may look at the first bytes of a stream, and does not wait for them for ever.
+    refused = HTTP_ONLY - {"header_timeout"} if program else HTTP_ONLY
+    for name in sorted(given.keys() & refused):
+        value, flag = given[name], f"--{name.replace('_', '-')}"
+        shown = "it" if value is True else f"{0 if value == math.inf else value}"
+        command.error(
+            f"argument {flag}: {shown} is for HTTP, and {what} is for streams: leave {flag} out"
+        )
+    if "idle_timeout" in given:
+        return {"tunnel_idle_timeout": options.idle_timeout}
+    return {}
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line.
 
@@ -416,8 +497,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal came, 2 for a mistake in the arguments.
     """
     options, command = _parse(arguments)
+    proxy = _proxy(options, command)
     names = {field.name for field in attrs.fields(ServerConf)}
     values = {name: value for name, value in vars(options).items() if name in names}
+    if isinstance(proxy, ProxyStream):
+        values |= _of_streams(options, command, _given(arguments, options.command))
     try:
         values["tls"] = tls_settings(options)
     except argparse.ArgumentTypeError as exc:
@@ -428,27 +512,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         command.error(
             "argument --h2c: it is HTTP/2, which --http 1 keeps out; --http auto is right"
         )
-    if options.command == "reverse":
-        try:
-            peers = upstreams(
-                options.origins,
-                http=options.upstream_http,
-                ca=options.upstream_ca,
-                insecure=options.upstream_insecure,
-            )
-        except ValueError as exc:
-            command.error(f"argument {exc}")
-        proxy: Proxy = Reverse(peers, rewrite_host=options.rewrite_host)
-        if options.cache != "off":
-            proxy = CachingReverse(
-                peers,
-                rewrite_host=options.rewrite_host,
-                shared_cache=SharedCache(storage=store(options, command)),
-            )
-    else:
-        try:
-            proxy = load(options.target)
-        except argparse.ArgumentTypeError as exc:
-            command.error(f"argument MODULE:OBJECT: {exc}")
     run(proxy, *(options.bind or ()), conf=conf)
     raise SystemExit(0)

@@ -24,7 +24,7 @@ MAX_ROUNDS = 8
 MAX_STREAMS = 100
 
 # A peer that is not who it should be is told of, and not passed over (row F-03).
-_NOT_TRUSTED = frozenset({ErrorType.InvalidCert, ErrorType.TLSHandshakeFailure})
+NOT_TRUSTED = frozenset({ErrorType.InvalidCert, ErrorType.TLSHandshakeFailure})
 _TIMEOUTS = frozenset(
     {
         ErrorType.ConnectTimedout,
@@ -98,10 +98,18 @@ class Turn:
     Attributes:
       index: The next one.
       left: How many have not been tried.
+      of: How many there are.
     """
 
     index: int
     left: int
+    of: int
+
+    def take_next(self, failure: ProxyError) -> None:
+        """Go on to the following peer, and mark a failure to connect for that, if it may be."""
+        self.index = (self.index + 1) % self.of
+        self.left -= 1
+        failure.set_retry(self.left > 0 and failure.etype not in NOT_TRUSTED)
 
 
 @attrs.define(eq=False)
@@ -124,7 +132,7 @@ class Reverse(ProxyHttp[Turn]):
 
     def new_ctx(self) -> Turn:
         """Start with the next peer."""
-        return Turn(next(self._starts), len(self.peers))
+        return Turn(next(self._starts), len(self.peers), len(self.peers))
 
     async def upstream_peer(self, session: Session, ctx: Turn) -> HttpPeer:
         """Return the peer whose turn it is; a request that goes in a circle gets 508 (row F-16)."""
@@ -142,9 +150,7 @@ class Reverse(ProxyHttp[Turn]):
         self, session: Session, peer: HttpPeer, ctx: Turn, e: ProxyError
     ) -> ProxyError:
         """Go on to the following peer, as long as one is left and this one just was not there."""
-        ctx.index = (ctx.index + 1) % len(self.peers)
-        ctx.left -= 1
-        e.set_retry(ctx.left > 0 and e.etype not in _NOT_TRUSTED)
+        ctx.take_next(e)
         return e
 
     async def upstream_request_filter(

@@ -12,10 +12,10 @@ import trio
 from .._config import Listener, ServerConf
 from .._errors import ErrorType, ProxyError
 from .._util import unwrap
-from ..proxy._compose import Proxy
 from ._access_log import LOGGER
 from ._descriptors import raise_descriptor_limit
-from ._serve import Running, serve, storages
+from ._kinds import Proxy, storages
+from ._serve import Running, serve
 
 log = logging.getLogger("trioproxy")
 
@@ -34,14 +34,15 @@ def run(proxy: Proxy, *binds: str | Listener, conf: ServerConf | None = None) ->
     once. SIGHUP reads the certificates again.
 
     Args:
-      proxy: The proxy object.
+      proxy: The proxy object: a `ProxyHttp`, a `Chain` or a `Route`, or a
+        `trioproxy.stream.ProxyStream`.
       *binds: As for `serve`.
       conf: Timeouts, limits, log level and access log.
 
     Raises:
       SystemExit: 1, a listener cannot be bound (one line says which and why), or a second signal
         came. A graceful stop returns.
-      TypeError: ``proxy`` is not a `ProxyHttp` object, a `Chain` or a `Route`.
+      TypeError: ``proxy`` is no such object.
       ValueError: a bind cannot be understood, or TLS settings cannot be used.
     """
     conf = ServerConf() if conf is None else conf

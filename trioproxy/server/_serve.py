@@ -6,7 +6,8 @@
     |- pool nursery          one reader per upstream connection
     `- connection nursery    one accept loop per listening socket
        `- connection         TLS first; then HTTP/1: its reader, and its exchanges one after
-                             another; or HTTP/2: its reader, its writer, a task per exchange
+                             another; or HTTP/2: its reader, its writer, a task per exchange; or a
+                             stream below HTTP: a task per direction
 
 Stopping walks the tree from the outside in: stop accepting, close what is idle, say
 ``Connection: close`` on the rest, wait within grace, cancel.
@@ -15,39 +16,22 @@ Stopping walks the tree from the outside in: stop accepting, close what is idle,
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import attrs
 import trio
 
-from .._clock import wall_time
-from .._config import Listener, ServerConf, check_versions
-from .._custom import Protocol
+from .._config import Listener, ServerConf
 from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
-from ..cache._storage import Storage, StorageStatistics
-from ..codec._h1 import HeadLimits, RequestReader
-from ..codec._h1_codec import http1_codec
-from ..codec._h2 import H2Codec, H2Options
-from ..proxy._cached import CachingProxy
-from ..proxy._compose import Composite, Proxy, bind, parts
-from ..proxy._engine import Engine, Services
-from ..proxy._filters import ProxyHttp
-from ..proxy._record import ExchangeRecord
-from ..streams._custom_server import CustomServerConnection, CustomServerOptions
-from ..streams._h1_server import H1ServerConnection, H1ServerOptions
-from ..streams._h2_server import H2ServerConnection, H2ServerOptions
-from ..streams._serve import Front, ServerConnection
+from ..cache._storage import StorageStatistics
 from ..transport._byte_stream import ByteStream
 from ..transport._listen import Acceptor, open_listeners
 from ..transport._tls_server import TlsAcceptor
-from ..upstream._connector import Connector, SocketConnector
-from ..upstream._pool import Pool, PoolStatistics
-from ._access_log import AccessLog
+from ..upstream._connector import Connector, Opener, SocketConnector
+from ..upstream._pool import PoolStatistics
 from ._descriptors import default_max_connections
+from ._kinds import Proxy, kind_of
+from ._service import Open, Served, Service
 
 log = logging.getLogger("trioproxy")
 
@@ -142,74 +126,16 @@ class Running:
 
 
 class _Server:
-    def __init__(self, proxy: Proxy, conf: ServerConf, pool: Pool) -> None:
-        self.proxy = proxy
+    def __init__(self, service: Service, conf: ServerConf) -> None:
+        self.service = service
         self.conf = conf
-        self.pool = pool
-        self.access_log = AccessLog(conf.access_log) if conf.access_log != "off" else None
-        self.services = Services(
-            conf=conf,
-            pool=pool,
-            filters=bind(proxy),
-            log=log,
-            on_record=self.access_log.write if self.access_log is not None else None,
-        )
-        self.engine = Engine(self.services)
-        self.codec = http1_codec(conf.http1_codec)
-        self.limits = HeadLimits(
-            max_bytes=conf.max_header_bytes,
-            max_fields=conf.max_header_fields,
-            max_target_bytes=conf.max_target_bytes,
-            refuse_underscores=conf.refuse_underscores,
-            allow_trace=conf.allow_trace,
-        )
-        shared: dict[str, Any] = {
-            "idle_timeout": conf.idle_timeout,
-            "body_timeout": conf.body_timeout,
-            "min_receive_rate": conf.min_receive_rate,
-            "write_timeout": conf.write_timeout,
-            "drain_timeout": conf.drain_timeout,
-            "server_name": conf.server_name.encode("ascii"),
-        }
-        self.options = H1ServerOptions(
-            header_timeout=conf.header_timeout,
-            drain_bytes=conf.drain_bytes,
-            request_limit=conf.keepalive_request_limit,
-            **shared,
-        )
-        self.custom_options = CustomServerOptions(
-            header_timeout=conf.header_timeout,
-            drain_bytes=conf.drain_bytes,
-            request_limit=conf.keepalive_request_limit,
-            max_body_bytes=conf.max_body_bytes,
-            allow_trace=conf.allow_trace,
-            **shared,
-        )
-        self.h2_options = H2ServerOptions(
-            max_streams=conf.h2_max_streams,
-            request_limit=min(
-                conf.h2_request_limit, conf.keepalive_request_limit or conf.h2_request_limit
-            ),
-            max_body_bytes=conf.max_body_bytes,
-            **shared,
-        )
-        self.codec_options = H2Options(
-            stream_window=conf.h2_stream_window,
-            connection_window=conf.h2_connection_window,
-            max_streams=conf.h2_max_streams,
-            head_limits=self.limits,
-            limits=conf.h2_limits,
-        )
-        self.secure_codec_options = attrs.evolve(self.codec_options, scheme="https")
         #: What is spoken on each listener.
-        self.listening: list[tuple[Acceptor, Front]] = []
+        self.listening: list[tuple[Acceptor, Open]] = []
         self.tls: list[TlsAcceptor] = []
         self.accepting = trio.CancelScope()
         self.serving = trio.CancelScope()
-        self.connections: set[ServerConnection] = set()
+        self.connections: set[Served] = set()
         self.connections_total = 0
-        self.refused: Counter[int] = Counter()
-        self.limits_hit: Counter[str] = Counter()
         limit = conf.max_connections
         self.most = default_max_connections() if limit is None else limit
         self.connection_limit_hits = 0
@@ -218,35 +144,30 @@ class _Server:
         self.ended = trio.lowlevel.ParkingLot()
 
     def statistics(self) -> Statistics:
-        services = self.services
+        service, counts = self.service, self.service.counts
+        cache, collapsed, storage = service.cache_statistics()
         return Statistics(
             connections=len(self.connections),
             connections_total=self.connections_total,
-            sessions=services.sessions,
-            sessions_total=services.sessions_total,
-            refused=self.refused.total(),
-            refusals=tuple(sorted(self.refused.items())),
-            errors=tuple(sorted(services.errors.items())),
-            limits_hit=tuple(sorted(self.limits_hit.items())),
-            sessions_shed=services.sessions_shed,
+            sessions=counts.sessions,
+            sessions_total=counts.sessions_total,
+            refused=service.refused.total(),
+            refusals=tuple(sorted(service.refused.items())),
+            errors=tuple(sorted(counts.errors.items())),
+            limits_hit=tuple(sorted(service.limits_hit.items())),
+            sessions_shed=counts.sessions_shed,
             connection_limit_hits=self.connection_limit_hits,
-            retries=services.retries,
+            retries=counts.retries,
             accept_errors=self.accept_errors,
-            cache=tuple(sorted(services.cache_phases.items())),
-            collapsed=services.collapsed,
-            cache_storage=self.cache_storage(),
-            pool=self.pool.statistics(),
+            cache=tuple(sorted(cache.items())),
+            collapsed=collapsed,
+            cache_storage=storage,
+            pool=service.pool_statistics(),
         )
-
-    def cache_storage(self) -> StorageStatistics | None:
-        """Return the counters of the (first) storage that the proxy caches in."""
-        for storage in storages(self.proxy):
-            return storage.statistics()
-        return None
 
     # -- accepting -------------------------------------------------------------------------------
 
-    async def accept(self, listening: Acceptor, front: Front, nursery: trio.Nursery) -> None:
+    async def accept(self, listening: Acceptor, front: Open, nursery: trio.Nursery) -> None:
         """Accept for ever; want of descriptors backs off, nothing else gets in the way (R-06)."""
         logged = -ACCEPT_LOG_INTERVAL
         most = self.most
@@ -261,7 +182,7 @@ class _Server:
                 return
             except OSError as exc:
                 self.accept_errors += 1
-                self.pool.close_idle()
+                self.service.shed()
                 if trio.current_time() - logged >= ACCEPT_LOG_INTERVAL:
                     logged = trio.current_time()
                     log.error("cannot accept on %s: %s", listening.url, exc)
@@ -284,69 +205,19 @@ class _Server:
             # The new connections get their turn before the next ones are accepted.
             await trio.lowlevel.checkpoint()
 
-    def front(
-        self, tls: TlsAcceptor | None, http: str, h2c: bool, custom: Sequence[Protocol] = ()
-    ) -> Front:
-        """Return what a listener speaks."""
-        if tls is not None:
-            self.tls.append(tls)
-        openers = {each.alpn: partial(self.open_custom, each) for each in custom}
-        return Front(
-            self.open_h1,
-            self.open_h2,
-            tls,
-            http1=http in ("auto", "1"),
-            http2=http == "2" or h2c or (tls is not None and http == "auto"),
-            first_timeout=self.conf.header_timeout,
-            custom=openers,
-            only=openers[custom[0].alpn] if http == "off" else None,
-        )
-
-    def open_custom(
-        self, protocol: Protocol, transport: ByteStream, info: ConnectionInfo
-    ) -> CustomServerConnection:
-        """Speak a protocol of the user's on an accepted transport."""
-        return CustomServerConnection(
-            transport, info, protocol.server(), self.custom_options, self.on_refused, self.on_limit
-        )
-
-    def open_h1(
-        self, transport: ByteStream, info: ConnectionInfo, received: bytes
-    ) -> H1ServerConnection:
-        """Speak HTTP/1 on an accepted transport."""
-        reader = RequestReader(
-            self.limits,
-            scheme="https" if info.secure else "http",
-            max_body_bytes=self.conf.max_body_bytes,
-            codec=self.codec,
-        )
-        return H1ServerConnection(
-            transport, info, reader, self.options, self.on_refused, self.on_limit, received
-        )
-
-    def open_h2(
-        self, transport: ByteStream, info: ConnectionInfo, received: bytes
-    ) -> H2ServerConnection:
-        """Speak HTTP/2 on an accepted transport."""
-        options = self.secure_codec_options if info.secure else self.codec_options
-        codec = H2Codec(server=True, options=options, now=trio.current_time)
-        return H2ServerConnection(
-            transport, info, codec, self.h2_options, self.on_refused, self.on_limit, received
-        )
-
-    def admit(self, transport: ByteStream, info: ConnectionInfo, front: Front) -> ServerConnection:
+    def admit(self, transport: ByteStream, info: ConnectionInfo, front: Open) -> Served:
         """Count a new connection at once, so that no accept loop goes beyond the limit."""
-        connection = ServerConnection(transport, info, front, self.on_limit)
+        connection = front(transport, info)
         self.connections.add(connection)
         self.connections_total += 1
-        if self.services.draining:
+        if self.service.draining:
             connection.drain()
         return connection
 
-    async def connection(self, connection: ServerConnection) -> None:
+    async def connection(self, connection: Served) -> None:
         """Serve one connection; whatever goes wrong on it stays with it (row S-10)."""
         try:
-            await connection.run(self.engine.handle)
+            await connection.run(self.service.handler)
         except Exception:
             log.exception("a connection from %s ended by an internal error", connection.info.peer)
         finally:
@@ -354,35 +225,11 @@ class _Server:
             self.connections.discard(connection)
             self.ended.unpark_all()
 
-    def on_limit(self, name: str) -> None:
-        self.limits_hit[name] += 1
-
-    def on_refused(self, info: ConnectionInfo, status: int, reason: str) -> None:
-        self.refused[status] += 1
-        log.info("refused a request from %s: %d %s", info.peer, status, reason)
-        if self.access_log is not None:
-            self.access_log.write(
-                ExchangeRecord(
-                    client=info.peer,
-                    method="-",
-                    target=b"-",
-                    version="-",
-                    status=status,
-                    body_bytes_sent=0,
-                    body_bytes_received=0,
-                    duration=0.0,
-                    upstream=None,
-                    error=reason,
-                    started_at=wall_time(),
-                )
-            )
-
     # -- stopping --------------------------------------------------------------------------------
 
     async def drain(self, timeout: float | None) -> None:
-        self.services.draining = True
+        self.service.drain()
         self.stop_listening()
-        self.pool.drain()
         for connection in list(self.connections):
             connection.drain()
         grace = self.conf.grace if timeout is None else timeout
@@ -403,23 +250,18 @@ class _Server:
             listening.close()
 
 
-def storages(proxy: Proxy) -> list[Storage]:
-    """Return the storages that a proxy caches in."""
-    shared = [each.shared_cache for each in parts(proxy) if isinstance(each, CachingProxy)]
-    return list(dict.fromkeys(each.storage for each in shared if each is not None))
-
-
 async def serve(
     proxy: Proxy,
     *binds: str | Listener | Acceptor,
     conf: ServerConf | None = None,
-    connector: Connector | None = None,
+    connector: Connector | Opener | None = None,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a proxy until it is cancelled (a hard stop) or drained.
 
     Args:
-      proxy: The proxy object: a `ProxyHttp`, a `Chain` or a `Route`.
+      proxy: The proxy object: a `ProxyHttp`, a `Chain` or a `Route`, or a
+        `trioproxy.stream.ProxyStream`.
       *binds: Where to listen: ``"127.0.0.1:8080"``, ``"[::1]:0"``, ``"unix:PATH"`` or `Listener`;
         ``127.0.0.1:8080`` where none is given. An object that accepts by itself, such as a
         network in memory, is taken as it is.
@@ -429,33 +271,30 @@ async def serve(
 
     Raises:
       ProxyError: BindError, with the address and the reason; nothing runs then.
-      TypeError: ``proxy`` is not a `ProxyHttp` object.
+      TypeError: ``proxy`` is no such object.
       ValueError: a bind cannot be understood, or TLS settings cannot be used.
     """
-    if not isinstance(proxy, (ProxyHttp, Composite)):
-        raise TypeError(f"serve() takes a ProxyHttp object, not {type(proxy).__name__}")
+    kind = kind_of(proxy)
+    if kind is None:
+        raise TypeError(
+            f"serve() takes a ProxyHttp or a ProxyStream object, not {type(proxy).__name__}"
+        )
     conf = ServerConf() if conf is None else conf
-    plans = [_Plan.of(bind, conf) for bind in (binds or ("127.0.0.1:8080",))]
+    plans = [_Plan.of(bind, conf, kind) for bind in (binds or ("127.0.0.1:8080",))]
     try:
         for plan in plans:
-            await plan.open()
+            await plan.open(kind)
         async with trio.open_nursery() as pool_nursery:
-            pool = Pool(
-                connector if connector is not None else SocketConnector(conf),
-                pool_nursery,
-                size=conf.pool_size,
-                size_per_peer=conf.pool_size_per_peer,
-                connections_per_peer=conf.max_connections_per_peer,
-                wait_timeout=conf.pool_wait_timeout,
-                idle_timeout=conf.upstream_idle_timeout,
-            )
-            server = _Server(proxy, conf, pool)
+            made = SocketConnector(conf) if connector is None else connector
+            service = kind.open(proxy, conf, made, pool_nursery)
+            server = _Server(service, conf)
             for plan in plans:
-                front = server.front(plan.tls, plan.http, plan.h2c, plan.custom)
+                front = service.front(plan.tls, plan.listener)
                 server.listening += [(each, front) for each in plan.opened]
+            server.tls += [plan.tls for plan in plans if plan.tls is not None]
             with server.serving:
                 async with trio.open_nursery() as nursery:
-                    server.services.nursery = nursery
+                    service.start(nursery)
                     urls = tuple(each.url for each, _ in server.listening)
                     task_status.started(Running(server, urls))
                     with server.accepting:
@@ -475,13 +314,15 @@ class _Plan:
 
     bind: Listener | Acceptor
     tls: TlsAcceptor | None
-    http: str
-    h2c: bool
-    custom: tuple[Protocol, ...] = ()
     opened: list[Acceptor] = attrs.field(factory=list)
 
+    @property
+    def listener(self) -> Listener | None:
+        """What the bind says of itself, None for an object that accepts."""
+        return self.bind if isinstance(self.bind, Listener) else None
+
     @classmethod
-    def of(cls, bind: str | Listener | Acceptor, conf: ServerConf) -> _Plan:
+    def of(cls, bind: str | Listener | Acceptor, conf: ServerConf, kind: type[Service]) -> _Plan:
         """Fill in from the settings what the bind does not say.
 
         Raises:
@@ -489,28 +330,9 @@ class _Plan:
         """
         if isinstance(bind, str):
             bind = Listener.parse(bind)
-        settings, http, h2c = conf.tls, conf.http, conf.h2c
-        custom: tuple[Protocol, ...] = ()
-        if isinstance(bind, Listener):
-            settings = bind.tls if bind.tls is not None else settings
-            http = bind.http if bind.http is not None else http
-            custom = bind.custom
-            h2c = bind.h2c if bind.h2c is not None else (h2c and http != "off")
-            check_versions(http, h2c)
-            if custom and settings is None and (http != "off" or len(custom) != 1):
-                raise ValueError(
-                    f"custom on {bind.address}: without TLS there is no ALPN to choose by; one "
-                    "protocol and http='off' are right, or tls"
-                )
-        tls = None
-        if settings is not None:
-            offered = {"1": ["http/1.1"], "2": ["h2"], "off": []}
-            names = offered.get(http, ["h2", "http/1.1"])
-            tls = TlsAcceptor(settings, names, [each.alpn for each in custom])
-            h2c = False
-        return cls(bind, tls, http, h2c, custom)
+        return cls(bind, kind.acceptor(bind if isinstance(bind, Listener) else None, conf))
 
-    async def open(self) -> None:
+    async def open(self, kind: type[Service]) -> None:
         """Open the listeners.
 
         Raises:
@@ -519,8 +341,9 @@ class _Plan:
         if isinstance(self.bind, Acceptor):
             self.opened = [self.bind]
             return
+        scheme = kind.schemes[self.tls is not None]
         try:
-            self.opened += await open_listeners(self.bind, secure=self.tls is not None)
+            self.opened += await open_listeners(self.bind, scheme=scheme)
         except OSError as exc:
             raise ProxyError.because(
                 ErrorType.BindError,

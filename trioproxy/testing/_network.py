@@ -313,6 +313,10 @@ class End(ByteStream):
         self.network.note(self.outgoing.name, "reset" if unread else "closed", self.outgoing.sent)
         self._leave(unread)
 
+    def abort(self) -> None:
+        """Close as a cut; see `ByteStream.abort`."""
+        self.reset()
+
     def reset(self) -> None:
         """Break the link at once, as a process that is killed may."""
         if not self.closed:

@@ -25,6 +25,7 @@ from ..streams._abc import UpstreamConnection
 from ..streams._h1_client import H1ClientConnection
 from ..streams._h2 import H2Base
 from ..streams._h2_client import H2ClientConnection
+from ..streams._serve import ServerConnection
 from ..transport._byte_stream import ByteStream
 from ..upstream._connector import SocketConnector
 from ._clients import Clients
@@ -168,6 +169,7 @@ class World(Stage):
         """Return the proxy's end of a client's connection."""
         assert self.running is not None
         for each in self.running._server.connections:  # noqa: SLF001  # they are not told outside
+            assert isinstance(each, ServerConnection)
             connection = each._connection  # noqa: SLF001  # as above
             if isinstance(connection, H2Base) and (
                 _end_of(connection.transport).outgoing is peer.end.incoming
@@ -197,6 +199,7 @@ class World(Stage):
         """Return the bytes that the proxy holds of all sessions and connections."""
         held = 0
         for connection in running._server.connections:  # noqa: SLF001  # they are not told outside
+            assert isinstance(connection, ServerConnection)
             held += connection.buffered
         for upstream in self.by_origin.values():
             if upstream.dead:

@@ -26,6 +26,8 @@ MANY = 64
 SLICE = 65536
 # The part of Linux's struct tcp_info that every kernel has: 8 bytes, then 24 numbers.
 _TCP_INFO = struct.Struct("=8B24I")
+# SO_LINGER, on and without any time: closing resets the connection.
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class ByteStream(ABC):
@@ -70,6 +72,10 @@ class ByteStream(ABC):
     @abstractmethod
     def close_now(self) -> None:
         """Close at once; a task parked in it gets `trio.ClosedResourceError`."""
+
+    def abort(self) -> None:
+        """Close at once, and let the other side see that it was not an end: by a reset over TCP."""
+        self.close_now()
 
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 where there is none."""
@@ -201,6 +207,13 @@ class SocketStream(ByteStream):
             self._closed = True
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
+
+    def abort(self) -> None:
+        """Close at once, by a reset."""
+        if not self._closed:
+            with contextlib.suppress(OSError):  # it may have ended already
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.close_now()
 
     def fileno(self) -> int:
         """Return the descriptor."""

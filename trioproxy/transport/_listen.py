@@ -79,7 +79,8 @@ class ListenSocket(Acceptor):
     """One listening socket.
 
     Attributes:
-      url: ``http://host:port`` with the real port, or ``http+unix:PATH``.
+      url: ``SCHEME://host:port`` with the real port, or ``SCHEME+unix:PATH``; ``unix:PATH`` for
+        what is no more than bytes.
     """
 
     _sock: socket.socket
@@ -178,24 +179,24 @@ def _remove_stale(path: str) -> None:
             return
 
 
-async def open_listeners(listener: Listener, *, secure: bool = False) -> list[ListenSocket]:
+async def open_listeners(listener: Listener, *, scheme: str = "http") -> list[ListenSocket]:
     """Open the sockets for one bind; a host name may have several addresses.
 
     Port 0 gives one port for all of them.
 
     Args:
       listener: The bind.
-      secure: Whether TLS is spoken there, for the URL.
+      scheme: What is spoken there, for the URL.
 
     Raises:
       OSError: it cannot be bound.
     """
-    scheme = "https" if secure else "http"
     if listener.path is not None:
         path = listener.path
         _remove_stale(path)
         sock = _bind(socket.AF_UNIX, path)
-        return [ListenSocket(sock, f"{scheme}+unix:{path}", path, os.stat(path).st_ino)]
+        url = f"unix:{path}" if scheme == "tcp" else f"{scheme}+unix:{path}"
+        return [ListenSocket(sock, url, path, os.stat(path).st_ino)]
     try:
         found = await trio.to_thread.run_sync(
             lambda: socket.getaddrinfo(

@@ -276,6 +276,12 @@ class TlsStream(ByteStream):
         self._plain.clear()
         self._inner.close_now()
 
+    def abort(self) -> None:
+        """Close at once by a reset below, without close_notify."""
+        self._closed = True
+        self._plain.clear()
+        self._inner.abort()
+
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._inner.fileno()

@@ -37,7 +37,7 @@ class _Recipe:
     alpn: tuple[str, ...]
 
     @classmethod
-    def of(cls, peer: HttpPeer) -> _Recipe:
+    def of(cls, peer: HttpPeer, alpn: tuple[str, ...] | None) -> _Recipe:
         options = peer.options
         first_label = (peer.server_name or "").partition(".")[0]
         named = options.verify_cert and options.verify_hostname
@@ -51,7 +51,7 @@ class _Recipe:
             named and (options.alternative_cn is not None or "_" in first_label),
             options.min_tls_version,
             options.ciphers,
-            options.alpn,
+            options.alpn if alpn is None else alpn,
         )
 
 
@@ -62,13 +62,17 @@ class ClientContexts:
         self._size = size
         self._made: OrderedDict[_Recipe, ssl.SSLContext] = OrderedDict()
 
-    def get(self, peer: HttpPeer) -> ssl.SSLContext:
+    def get(self, peer: HttpPeer, alpn: tuple[str, ...] | None = None) -> ssl.SSLContext:
         """Return the context for a peer.
+
+        Args:
+          peer: The peer.
+          alpn: The protocols to offer, the best first; None for the peer's versions of HTTP.
 
         Raises:
           ProxyError: its options cannot be followed, for a file of theirs cannot be read say.
         """
-        recipe = _Recipe.of(peer)
+        recipe = _Recipe.of(peer, alpn)
         context = self._made.get(recipe)
         if context is None:
             try:
@@ -124,7 +128,8 @@ def _make(recipe: _Recipe) -> ssl.SSLContext:
             raise _OptionRefused(
                 f"ciphers={recipe.ciphers!r}: names of OpenSSL's cipher suites are right"
             ) from exc
-    context.set_alpn_protocols(list(recipe.alpn))
+    if recipe.alpn:
+        context.set_alpn_protocols(list(recipe.alpn))
     if recipe.own_check:
         context.sslobject_class = _checking(recipe.alternative_cn)
     return context

@@ -37,20 +37,23 @@ class TlsAcceptor:
     """Turns accepted connections into TLS ones."""
 
     def __init__(
-        self, settings: TlsSettings, alpn: Sequence[str], custom: Sequence[str] = ()
+        self, settings: TlsSettings, alpn: Sequence[str] | None, custom: Sequence[str] = ()
     ) -> None:
         """Read the certificates.
 
         Args:
           settings: What is offered.
           alpn: What the listener speaks, of ``h2`` and ``http/1.1``; the settings say what is best.
-          custom: What it speaks beside that, or in place of it, and offers before it.
+            None where it is not HTTP: then a protocol is agreed on only if a context of the user's
+            own has one.
+          custom: What it speaks beside that, or in place of it where ``alpn`` is empty; it is offered
+            first.
 
         Raises:
           ValueError: the settings cannot be used: it names the field, the value and the fix.
         """
         self.settings = settings
-        self._alpn = tuple(alpn)
+        self._alpn = None if alpn is None else (*custom, *alpn)
         self._custom = tuple(custom)
         #: What a client speaks that says nothing by ALPN.
         self._silent = custom[0] if custom and not alpn else "http/1.1"
@@ -123,8 +126,9 @@ class TlsAcceptor:
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeTimedout, f"no TLS handshake within {timeout:g} s"
             )
-        if (stream.alpn or self._silent) not in (*self._custom, *self._alpn):
-            # A context of the user's own allows it.
+        spoken = self._alpn
+        # A context of the user's own may allow others.
+        if spoken is not None and (stream.alpn or self._silent) not in spoken:
             stream.close_now()
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeFailure,
@@ -228,11 +232,14 @@ class TlsAcceptor:
     # -- protocols -------------------------------------------------------------------------------
 
     def _protocols(self, entry: TlsSettings) -> tuple[str, ...]:
-        return (*self._custom, *(each for each in entry.alpn if each in self._alpn))
+        spoken = self._alpn
+        if spoken is None:
+            return ()
+        return (*self._custom, *(each for each in entry.alpn if each in spoken))
 
     async def _check_protocols(self, inner: ByteStream, entry: Entry, hello: ClientHello) -> None:
         """Refuse a client with which no protocol is left: HTTP/1.1 needs no ALPN, HTTP/2 does."""
-        if isinstance(entry, ssl.SSLContext):
+        if isinstance(entry, ssl.SSLContext) or self._alpn is None:
             return
         ours = self._protocols(entry)
         if self._silent in ours and (self._silent == "http/1.1" or not hello.alpn):

@@ -46,6 +46,14 @@ class WatchedStream(ByteStream):
     def close_now(self) -> None:
         """Close at once, and tell."""
         self._inner.close_now()
+        self._tell()
+
+    def abort(self) -> None:
+        """Close at once by a reset, and tell."""
+        self._inner.abort()
+        self._tell()
+
+    def _tell(self) -> None:
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()

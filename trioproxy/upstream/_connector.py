@@ -53,8 +53,26 @@ class Connector(ABC):
         """
 
 
+class Opener(ABC):
+    """Makes connections that carry bytes, whatever these say."""
+
+    @abstractmethod
+    async def open(
+        self, peer: HttpPeer, alpn: tuple[str, ...] | None = None
+    ) -> tuple[ByteStream, ConnectionInfo]:
+        """Return a new connection to the peer, and what is known of it.
+
+        Args:
+          peer: The peer.
+          alpn: What TLS offers by ALPN, the best first; None for the peer's versions of HTTP.
+
+        Raises:
+          ProxyError: it could not be made, with all causes in its context.
+        """
+
+
 @attrs.define(eq=False)
-class SocketConnector(Connector):
+class SocketConnector(Connector, Opener):
     """Connects over TCP and unix sockets, with TLS where the peer has it."""
 
     conf: ServerConf
@@ -72,13 +90,20 @@ class SocketConnector(Connector):
 
     async def connect(self, peer: HttpPeer) -> UpstreamConnection:
         """Connect within the peer's timeouts, or the server's where the peer has none."""
+        transport, info = await self.open(peer)
+        return self._over(transport, info, peer)
+
+    async def open(
+        self, peer: HttpPeer, alpn: tuple[str, ...] | None = None
+    ) -> tuple[ByteStream, ConnectionInfo]:
+        """Connect, with no word said on the connection; see `Opener.open`."""
         total = peer.options.total_connection_timeout
         if total is None:
-            transport, info = await self._connect(peer)
+            transport, info = await self._connect(peer, alpn)
         else:
             made: tuple[ByteStream, ConnectionInfo] | None = None
             with trio.move_on_after(total):
-                made = await self._connect(peer)
+                made = await self._connect(peer, alpn)
             if made is None:
                 raise ProxyError.explain(
                     ErrorType.ConnectTimedout, f"connecting to {peer}: no answer in {total:g} s"
@@ -87,7 +112,7 @@ class SocketConnector(Connector):
         tracer = peer.options.tracer
         if tracer is not None:
             transport = _traced(transport, tracer, Digest.of(info))
-        return self._over(transport, info, peer)
+        return transport, info
 
     def _over(
         self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
@@ -126,7 +151,9 @@ class SocketConnector(Connector):
         )
         return H2ClientConnection(transport, info, codec, client_options)
 
-    async def _connect(self, peer: HttpPeer) -> tuple[ByteStream, ConnectionInfo]:
+    async def _connect(
+        self, peer: HttpPeer, alpn: tuple[str, ...] | None
+    ) -> tuple[ByteStream, ConnectionInfo]:
         """Connect to the peer, or to its proxy and through that to the peer."""
         options = peer.options
         timeout = options.connection_timeout
@@ -144,7 +171,7 @@ class SocketConnector(Connector):
                     info, established=now, proxy_time=now - started, proxy_reply=reply
                 )
             if peer.scheme == "https":
-                return await self._secure(transport, info, peer)
+                return await self._secure(transport, info, peer, alpn)
         except BaseException:
             transport.close_now()
             raise
@@ -165,14 +192,18 @@ class SocketConnector(Connector):
         )
 
     async def _secure(
-        self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
+        self,
+        transport: ByteStream,
+        info: ConnectionInfo,
+        peer: HttpPeer,
+        alpn: tuple[str, ...] | None,
     ) -> tuple[ByteStream, ConnectionInfo]:
         """Open TLS over a connection; whoever made that closes it when this raises."""
         options = peer.options
         timeout = options.tls_handshake_timeout
         if timeout is None:
             timeout = self.conf.upstream_tls_timeout
-        context = self._contexts.get(peer)
+        context = self._contexts.get(peer, alpn)
         try:
             stream = await tls_client(transport, context, peer.server_name, timeout=timeout)
         except ProxyError as exc:
