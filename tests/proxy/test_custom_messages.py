@@ -28,6 +28,7 @@ from tests._support.recording import (
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
 from trioproxy import (
     ErrorSource,
+    ErrorType,
     Headers,
     HttpPeer,
     PeerOptions,
@@ -447,6 +448,49 @@ async def test_a_refusal_is_a_response_of_the_protocol(autojump_clock: object) -
 
 
 # -- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [ErrorSource.UNSET, ErrorSource.UPSTREAM])
+@pytest.mark.parametrize("side", ["up", "down"])
+async def test_an_error_that_a_filter_raises_counts_whatever_its_source(
+    side: str, source: ErrorSource, autojump_clock: object
+) -> None:
+    error = ProxyError.status(418)
+    error.esource = source
+    proxy = Chat([PEER])
+    setattr(proxy, side, raises(error))
+    async with open_gateway(proxy, server(echo)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END, Message(b"end"))
+        assert FINE not in (came := await rest(party)) or END not in came
+    assert proxy.the("logging").args["e"].root_etype() == ErrorType.HTTPStatus(418)
+
+
+async def test_an_origin_that_has_answered_and_left_is_heard_whatever_is_still_sent_to_it(
+    autojump_clock: object,
+) -> None:
+    async def origin(party: Party) -> None:
+        await until(party, END)
+        await party.send(FINE, Message(b"last"), Data(b"words"), END)
+
+    class Slow(Chat):
+        async def upstream_custom_message_proxy_filter(
+            self, session: Session, custom_message: bytes, ctx: Ctx, final_hop: bool
+        ) -> bytes | None:
+            await trio.sleep(10)
+            return custom_message
+
+    proxy = Slow([PEER])
+    async with open_gateway(proxy, server(origin)) as gateway:
+        party = client(gateway)
+        await party.send(ROOM, END)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(5):
+            await party.send(Message(b"still talking"))
+        await anyhow(party, FINE, Message(b"last"), Data(b"words"))
+        await exactly(party, END)
+    assert proxy.the("logging").args["e"] is None
+    assert len(proxy.seen) == 5
 
 
 @pytest.mark.parametrize("name", ["up", "down", "custom_forwarding", "kind", "injected"])

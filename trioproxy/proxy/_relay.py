@@ -186,10 +186,19 @@ async def run_with_messages(exchange: Exchange) -> list[ResponseEvent] | None:
     opened, drained = trio.Event(), trio.Event()
     exchange.upstream = RelayedStream(exchange.upstream, opened, drained)
 
+    takes = True
+
     async def send_up(message: bytes) -> None:
+        nonlocal takes
         assert upstream is not None
         await opened.wait()
-        await upstream.send_message(message)
+        if not takes:
+            return
+        try:
+            await upstream.send_message(message)
+        except ProxyError:
+            # Its response may still come, or be here already (row U1-05): the pump knows.
+            takes = False
 
     relay = Relay(
         exchange,
@@ -219,10 +228,14 @@ async def run_with_messages(exchange: Exchange) -> list[ResponseEvent] | None:
     async def from_upstream() -> None:
         assert upstream is not None
         try:
-            while (message := await upstream.receive_message()) is not None:
+            while True:
+                try:
+                    message = await upstream.receive_message()
+                except ProxyError:
+                    break  # the response cannot end properly: who waits for that is told the same
+                if message is None:
+                    break
                 await relay.from_upstream(message)
-        except ProxyError:
-            pass  # the response cannot end properly: whoever waits for that is told the same
         except Exception as exc:  # as above
             relay.fail(exc, FROM_UPSTREAM)
         drained.set()
