@@ -466,31 +466,29 @@ async def test_an_error_that_a_filter_raises_counts_whatever_its_source(
     assert proxy.the("logging").args["e"].root_etype() == ErrorType.HTTPStatus(418)
 
 
-async def test_an_origin_that_has_answered_and_left_is_heard_whatever_is_still_sent_to_it(
+async def test_an_origin_that_takes_no_more_messages_is_still_heard(
     autojump_clock: object,
 ) -> None:
-    async def origin(party: Party) -> None:
+    async def origin(wire: Wire) -> None:
+        party = Party(wire.stream, PROTOCOL.server())
         await until(party, END)
-        await party.send(FINE, Message(b"last"), Data(b"words"), END)
+        await party.send(FINE)
+        wire.stream.receive_stream.close()
+        await trio.sleep(1)
+        await party.send(Message(b"last"), Data(b"words"), END)
 
-    class Slow(Chat):
-        async def upstream_custom_message_proxy_filter(
-            self, session: Session, custom_message: bytes, ctx: Ctx, final_hop: bool
-        ) -> bytes | None:
-            await trio.sleep(10)
-            return custom_message
-
-    proxy = Slow([PEER])
-    async with open_gateway(proxy, server(origin)) as gateway:
+    proxy = Chat([PEER])
+    async with open_gateway(proxy, origin) as gateway:
         party = client(gateway)
         await party.send(ROOM, END)
-        await trio.testing.wait_all_tasks_blocked()
+        await exactly(party, FINE)
         for _ in range(5):
             await party.send(Message(b"still talking"))
-        await anyhow(party, FINE, Message(b"last"), Data(b"words"))
+            await trio.testing.wait_all_tasks_blocked()
+        await anyhow(party, Message(b"Last"), Data(b"words"))
         await exactly(party, END)
     assert proxy.the("logging").args["e"] is None
-    assert len(proxy.seen) == 5
+    assert len(proxy.seen) == 6
 
 
 @pytest.mark.parametrize("name", ["up", "down", "custom_forwarding", "kind", "injected"])
