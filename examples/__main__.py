@@ -38,6 +38,7 @@ import trio
 import trioproxy
 from trioproxy import HttpPeer, Listener, TlsSettings
 
+from ._auth_service import serve as serve_auth
 from ._cache_origin import serve as serve_cacheable
 from ._chat import serve as serve_chat
 from ._connect_server import serve as serve_connect
@@ -427,6 +428,8 @@ def run_example(name: str, about: str) -> None:
             origins.insert(0, stack.enter_context(nobody()))
         if name == "connect_proxy":
             origins.append(stack.enter_context(an_origin(serve_connect)))
+        if name == "forward_auth":
+            origins.append(stack.enter_context(an_origin(serve_auth)))
         if name == "grpc_router":
             origins.append(stack.enter_context(an_origin(serve_grpc)))
         with nobody() as url:

@@ -194,7 +194,8 @@ def test_what_a_sub_package_offers_says_what_it_is(package: ModuleType, name: st
     for member, what in vars(value).items():
         if member[0] != "_" and (inspect.isroutine(what) or isinstance(what, property)):
             assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
-    for field in attrs.fields(value) if attrs.has(value) else ():
+    fields = attrs.fields(value) if attrs.has(value) else ()
+    for field in (each for each in fields if each.name[0] != "_" or each.init):
         assert re.search(rf"^ +{field.name}: [A-Z`]", value.__doc__, re.MULTILINE), (
             f"{name}.{field.name}"
         )

@@ -32,6 +32,7 @@ from examples import (
     stale_on_error,
     tls_gateway,
 )
+from examples._auth_service import serve as serve_auth
 from examples._cache_origin import IMAGE
 from examples._cache_origin import serve as serve_cacheable
 from examples._certificates import make
@@ -44,18 +45,27 @@ from examples._origin import serve as serve_origin
 from examples._tls_origin import serve as serve_tls
 from examples.add_header import AddHeader
 from examples.answer_early import AnswerEarly
+from examples.api_keys import KEYS, ApiKeys
+from examples.basic_auth import Den
+from examples.bearer_jwt import Tokens, a_token
 from examples.composition import gateway as composed
 from examples.connect_proxy import Egress, through
 from examples.context_access_log import AccessLog
+from examples.cors import Shared
 from examples.failover import Failover
+from examples.forward_auth import AskFirst
 from examples.inside_trio_app import Forward
+from examples.part_of_a_site import Shop
+from examples.request_ids import RequestIds
 from examples.retry_backoff import Patient
 from examples.rewrite_body import NumberLines
+from examples.security_headers import Careful
 from examples.server_sent_events import NumberEvents
 from examples.slow_client_guard import CONF, MOST, Guard
 from examples.sni_router import SniRouter
 from examples.sse_filter import FilterEvents
 from examples.tcp_proxy import StrikeOut
+from examples.trusted_proxies import TrustedProxies
 from examples.websocket_filter import Polite
 from examples.websocket_gateway import WebSockets
 from tests._support.grpc_web import BINARY, TEXT, asked, decoded
@@ -81,23 +91,31 @@ pytestmark = pytest.mark.socket
 NAMES = [
     "add_header",
     "answer_early",
+    "api_keys",
+    "basic_auth",
+    "bearer_jwt",
     "body_guard",
     "caching_gateway",
     "composition",
     "connect_proxy",
     "context_access_log",
+    "cors",
     "custom_protocol",
     "failover",
+    "forward_auth",
     "grpc_router",
     "grpc_web_page",
     "h2_to_h1",
     "image_origin",
     "inside_trio_app",
     "mtls",
+    "part_of_a_site",
     "per_user_key",
     "purge",
+    "request_ids",
     "retry_backoff",
     "rewrite_body",
+    "security_headers",
     "server_sent_events",
     "slow_client_guard",
     "sni_router",
@@ -105,6 +123,7 @@ NAMES = [
     "stale_on_error",
     "tcp_proxy",
     "tls_gateway",
+    "trusted_proxies",
     "websocket_filter",
     "websocket_gateway",
 ]
@@ -282,6 +301,116 @@ async def test_connect_proxy_shows_what_the_proxy_answered(
                 assert reply.status == 502
                 assert f"{egress.peer}: the proxy answered 407" in capsys.readouterr().err
         nursery.cancel_scope.cancel()
+
+
+async def test_trusted_proxies_are_believed(capsys: pytest.CaptureFixture[str]) -> None:
+    async with the_origin() as peer, serving(TrustedProxies(peer)) as running:
+        told = "X-Forwarded-For: 6.6.6.6, 203.0.113.9"
+        reply = await ask(running.urls[0], get("/hello", told))
+        assert b"X-Forwarded-For: 203.0.113.9, 127.0.0.1\n" in reply.body
+        assert b"\nVia: 1.1 gateway\n" in reply.body
+        assert b"Forwarded: for=203.0.113.9, for=127.0.0.1;proto=http;host=" in reply.body
+        await running.drain()
+    assert capsys.readouterr().out.startswith("203.0.113.9 asked for http://")
+
+
+async def test_request_ids_are_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    async with the_origin() as peer, serving(RequestIds(peer)) as running:
+        reply = await ask(running.urls[0], get("/hello", "X-Request-Id: forged"))
+        identifier = reply.fields["x-request-id"]
+        assert f"\nX-Request-Id: {identifier}\n".encode() in reply.body
+        assert b"forged" not in reply.body
+        await running.drain()
+    assert capsys.readouterr().out.startswith(f"{identifier} GET /hello, Host: ")
+
+
+async def test_security_headers_are_added() -> None:
+    async with the_origin() as peer, serving(Careful(peer)) as running:
+        reply = await ask(running.urls[0], get("/hello"))
+        assert reply.fields["x-frame-options"] == "DENY"
+        assert reply.fields["content-security-policy"] == "default-src 'self'"
+        assert "strict-transport-security" not in reply.fields  # that takes TLS
+        assert "server" not in reply.fields
+
+
+async def test_cors_lets_pages_of_some_sites_read() -> None:
+    async with the_origin() as peer, serving(Shared(peer)) as running:
+        url, field = running.urls[0], "access-control-allow-origin"
+        reply = await ask(url, get("/hello", "Origin: https://www.app.example"))
+        assert reply.fields[field] == "https://www.app.example"
+        assert field not in (await ask(url, get("/hello", "Origin: https://x.example"))).fields
+        asks = ("Origin: https://app.example", "Access-Control-Request-Method: PUT")
+        reply = await ask(url, get("/hello", *asks, method="OPTIONS"))
+        assert (reply.status, reply.body) == (204, b"")
+        assert reply.fields["access-control-allow-methods"] == "GET, POST, PUT"
+
+
+async def test_api_keys_let_their_owners_on() -> None:
+    async with the_origin() as peer, serving(ApiKeys(peer)) as running:
+        url = running.urls[0]
+        reply = await ask(url, get("/hello", f"X-Api-Key: {KEYS['bob']}", "X-Client: ann"))
+        assert b"\nX-Client: bob\n" in reply.body
+        assert b"key" not in reply.body.lower()
+        assert (await ask(url, get("/hello"))).status == 401
+        assert (await ask(url, get("/healthz"))).status == 200
+
+
+async def test_basic_auth_lets_users_on() -> None:
+    async with the_origin() as peer, serving(Den(peer)) as running:
+        url = running.urls[0]
+        reply = await ask(url, get("/hello", "Authorization: Basic YW5uOnNlc2FtZQ=="))
+        assert b"\nX-User: ann\n" in reply.body
+        assert b"Basic" not in reply.body
+        reply = await ask(url, get("/hello", "Authorization: Basic YW5uOndyb25n"))
+        assert reply.status == 401
+        assert reply.fields["www-authenticate"].startswith('Basic realm="the den"')
+
+
+async def test_bearer_jwt_lets_good_tokens_on() -> None:
+    key: dict[str, str | list[str]] = {
+        "kty": "oct",
+        "k": "c2VjcmV0IG9mIGF0IGxlYXN0IDMyIGJ5dGVzLCBpdCBpcyE",
+    }
+    async with the_origin() as peer, serving(Tokens(peer, key)) as running:
+        url = running.urls[0]
+        good, bad = a_token(key, sub="ann"), a_token(key, sub="ann", aud="another")
+        reply = await ask(url, get("/hello", f"Authorization: Bearer {good}"))
+        assert b"\nX-User: ann\n" in reply.body
+        assert (await ask(url, get("/hello", f"Authorization: Bearer {bad}"))).status == 401
+        assert (await ask(url, get("/hello"))).status == 401
+
+
+async def test_forward_auth_asks_first() -> None:
+    async with the_origin() as peer, trio.open_nursery() as nursery:
+        service = HttpPeer.parse(await nursery.start(serve_auth, "127.0.0.1:0"))
+        async with serving(AskFirst(peer, service)) as running:
+            url = running.urls[0]
+            reply = await ask(url, get("/hello", "Cookie: session=of-ann", "X-User: root"))
+            assert b"\nx-user: ann\n" in reply.body
+            assert b"root" not in reply.body
+            reply = await ask(url, get("/hello"))
+            assert reply.status == 302
+            assert reply.fields["location"] == "https://login.example/?to=/hello"
+        nursery.cancel_scope.cancel()
+
+
+async def test_part_of_a_site_is_below_its_path() -> None:
+    response = (
+        b"HTTP/1.1 302 Found\r\nLocation: %s/done\r\nSet-Cookie: a=b; Path=/\r\n"
+        b"Content-Length: 0\r\n\r\n"
+    )
+    url = ""
+
+    async def handler(stream: trio.SocketStream) -> None:
+        assert (await receive_until(stream, b"\r\n\r\n")).startswith(b"GET /cart HTTP/1.1\r\n")
+        await stream.send_all(response % url.encode())
+
+    with trio.fail_after(20):
+        async with an_origin(handler) as url, serving(Shop(url)) as running:
+            reply = await ask(running.urls[0], get("/shop/cart"))
+            assert reply.fields["location"] == "/shop/done"
+            assert reply.fields["set-cookie"] == "a=b; Path=/shop; HttpOnly; SameSite=Lax"
+            assert (await ask(running.urls[0], get("/cart"))).status == 404
 
 
 async def test_inside_trio_app_forwards() -> None:
@@ -732,6 +861,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
         ("caching_gateway", "Cache-Tag: hello", "/hello: disabled (OriginNotCache)\n"),
         ("connect_proxy", "x-tunnel: 200", "$ curl -i http://127.0.0.1:"),
         ("context_access_log", "x-request-id: 1", "GET /hello -> 200"),
+        ("cors", "Vary: Origin", "-H 'Origin: https://www.app.example'"),
         ("failover", "x-attempts: 2", "$ curl -i http://127.0.0.1:"),
         ("h2_to_h1", "x-versions: HTTP/1.1 from the client, HTTP/1.1 to the origin", "$ curl -i "),
         ("inside_trio_app", "Server: origin", "the program goes on without it\n"),

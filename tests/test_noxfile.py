@@ -56,10 +56,10 @@ def test_a_session_installs_groups_that_exist(session: str) -> None:
     assert set(installed) <= set(groups)
 
 
-def test_the_demo_needs_the_core_and_certificates_alone() -> None:
+def test_the_demo_needs_the_core_certificates_and_tokens_alone() -> None:
     assert calls("demo", "install") == [[]]
-    assert '".[selfsigned]"' in ast.unparse(SESSIONS["demo"]).replace("'", '"')
-    allowed = {"attrs", "h11", "h2", "trio", "trioproxy", "trustme"}
+    assert '".[auth,selfsigned]"' in ast.unparse(SESSIONS["demo"]).replace("'", '"')
+    allowed = {"attrs", "h11", "h2", "joserfc", "trio", "trioproxy", "trustme"}
     for path in (ROOT / "examples").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found = {

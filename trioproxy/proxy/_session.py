@@ -25,6 +25,7 @@ from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..modules._abc import ModulesCtx
 from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
+from ..upstream._fetch import Fetched, fetch
 from ._body import RequestBody
 from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
@@ -527,6 +528,35 @@ class Session:
             append_forwarded(headers, client=client, proto=request.scheme, host=host)
         if via is not None:
             append_via(headers, request.version, via)
+
+    async def fetch(
+        self,
+        peer: HttpPeer,
+        request: RequestHeader,
+        content: bytes = b"",
+        *,
+        timeout: float = 10.0,
+        max_bytes: int = 65536,
+    ) -> Fetched:
+        """Ask an origin something on the side, over the pool's connections.
+
+        It passes by every callback and module. Redirects are answers like others.
+
+        Args:
+          peer: Whom to ask.
+          request: The head; Host is the peer's own where it says nothing else.
+          content: The content.
+          timeout: Seconds for all of it.
+          max_bytes: Bytes of content that the answer may have; they are held in memory.
+
+        Returns:
+          What was answered, as ``head`` and ``body``.
+
+        Raises:
+          ProxyError: there is no such answer; its source is upstream.
+        """
+        pool = self._services.pool
+        return await fetch(pool, peer, request, content, timeout=timeout, max_bytes=max_bytes)
 
     # -- knobs -----------------------------------------------------------------------------------
 
