@@ -40,6 +40,7 @@ from trioproxy import HttpPeer, Listener, TlsSettings
 
 from ._auth_service import serve as serve_auth
 from ._cache_origin import serve as serve_cacheable
+from ._chat import serve as serve_chat
 from ._connect_server import serve as serve_connect
 from ._gateway import Broken, Gateway
 from ._grpc_origin import serve as serve_grpc
@@ -50,11 +51,16 @@ from ._origin import serve as serve_origin
 HERE = Path(__file__).parent
 
 #: What the certificates of an example are for, which it finds in its last argument.
-CERTIFICATES = {"tls_gateway": ("one.test", "two.test"), "mtls": ("localhost", "me@example.test")}
+CERTIFICATES = {
+    "tls_gateway": ("one.test", "two.test"),
+    "mtls": ("localhost", "me@example.test"),
+    "custom_protocol": ("localhost",),
+}
 #: The examples whose origin is not that of all others.
 ORIGINS = {
     "grpc_router": serve_grpc,
     "grpc_web_page": serve_grpc,
+    "custom_protocol": serve_chat,
     "caching_gateway": serve_cacheable,
     "image_origin": serve_cacheable,
     "per_user_key": serve_cacheable,

@@ -30,8 +30,10 @@ from trioproxy import (
     ServerConf,
     TlsSettings,
     cache,
+    custom,
     modules,
     stream,
+    websocket,
 )
 from trioproxy._networks import Networks
 from trioproxy.cache import (
@@ -168,7 +170,7 @@ def offered(package: ModuleType) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("package", [cache, modules])
+@pytest.mark.parametrize("package", [cache, modules, custom, websocket])
 def test_the_reference_has_every_name_of_a_sub_package(package: ModuleType) -> None:
     name = re.escape(package.__name__)
     pattern = rf"^\.\. (?:auto\w+|py:data):: {name}\.(\w+)(?![.\w])"
@@ -178,7 +180,11 @@ def test_the_reference_has_every_name_of_a_sub_package(package: ModuleType) -> N
 
 @pytest.mark.parametrize(
     ("package", "name"),
-    [(package, name) for package in (cache, modules) for name in offered(package)],
+    [
+        (package, name)
+        for package in (cache, modules, custom, websocket)
+        for name in offered(package)
+    ],
 )
 def test_what_a_sub_package_offers_says_what_it_is(package: ModuleType, name: str) -> None:
     value = getattr(package, name)
@@ -551,8 +557,8 @@ def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None
 
 
 def test_the_readme_counts_the_callbacks() -> None:
-    assert len(CALLBACKS) == 36
-    assert "**Thirty-six callbacks" in read("README.md")
+    assert len(CALLBACKS) == 39
+    assert "**Thirty-nine callbacks" in read("README.md")
 
 
 def test_the_rules_of_a_chain_name_every_callback_that_has_one() -> None:

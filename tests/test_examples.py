@@ -14,11 +14,14 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from websockets.trio.client import connect as connect_websocket
 
+import trioproxy
 from examples import __main__ as runner
 from examples import (
     body_guard,
     caching_gateway,
+    custom_protocol,
     forward_proxy,
     grpc_router,
     grpc_web_page,
@@ -35,6 +38,8 @@ from examples._auth_service import serve as serve_auth
 from examples._cache_origin import IMAGE
 from examples._cache_origin import serve as serve_cacheable
 from examples._certificates import make
+from examples._chat import serve as serve_chat
+from examples._chat import talk_over_tls
 from examples._connect_server import serve as serve_connect
 from examples._gateway import Broken
 from examples._grpc_origin import serve as serve_grpc
@@ -63,6 +68,7 @@ from examples.sni_router import SniRouter
 from examples.sse_filter import FilterEvents
 from examples.tcp_proxy import StrikeOut
 from examples.trusted_proxies import TrustedProxies
+from examples.websocket_filter import Polite
 from examples.websocket_gateway import WebSockets
 from tests._support.grpc_web import BINARY, TEXT, asked, decoded
 from tests._support.h2_wire import H2Message, H2Peer, H2Wire
@@ -98,6 +104,7 @@ NAMES = [
     "connect_proxy",
     "context_access_log",
     "cors",
+    "custom_protocol",
     "failover",
     "forward_auth",
     "forward_proxy",
@@ -123,6 +130,7 @@ NAMES = [
     "tcp_proxy",
     "tls_gateway",
     "trusted_proxies",
+    "websocket_filter",
     "websocket_gateway",
 ]
 
@@ -926,6 +934,7 @@ async def test_an_example_by_name_runs_with_its_own_origin_until_a_signal(
 @pytest.mark.parametrize(
     ("name", "scheme", "shown"),
     [
+        ("custom_protocol", "https", r"talk 127.0.0.1:\d+ /\S+/ca.pem \"hello, room 7\""),
         ("grpc_router", "http", r"'te: trailers' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("grpc_web_page", "http", r"grpc-web' http://127.0.0.1:\d+/demo.Echo/Say"),
         ("image_origin", "http", r"-r 1000-1999 'http://127.0.0.1:\d+/photo.png"),
@@ -1038,6 +1047,45 @@ async def test_the_guard_takes_whole_requests_of_a_bounded_size() -> None:
         for size, status in ((5, 200), (MOST, 200), (MOST + 1, 413)):
             head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
             assert (await ask(url, head % size + bytes(size))).status == status
+
+
+async def test_a_custom_protocol_is_filtered_message_by_message(tmp_path: Path) -> None:
+    make(tmp_path, "localhost")
+    listener = custom_protocol.listener("127.0.0.1:0", tmp_path)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            peer = custom_protocol.peer(await nursery.start(serve_chat, "127.0.0.1:0"))
+            running = await nursery.start(trioproxy.serve, custom_protocol.Chat(peer), listener)
+            address = running.urls[0].removeprefix("https://")
+            heard = await talk_over_tls(
+                address, str(tmp_path / "ca.pem"), b"hello, room 7", b"secret plans"
+            )
+            nursery.cancel_scope.cancel()
+    assert heard == [
+        b"the gateway says: welcome",
+        b"HELLO, ROOM 7",
+        b"GOODBYE",
+        b"closed with 200",
+    ]
+
+
+async def test_the_websocket_filter_replaces_drops_and_tells_everybody() -> None:
+    async with (
+        the_origin() as peer,
+        serving(Polite(peer)) as running,
+        connect_websocket(running.urls[0].replace("http", "ws", 1)) as one,
+        connect_websocket(running.urls[0].replace("http", "ws", 1)) as two,
+    ):
+        assert [await one.recv(), await one.recv(), await two.recv()] == [
+            "1 here",
+            "2 here",
+            "2 here",
+        ]
+        await one.send("/quit")
+        await one.send("hello darn world")
+        assert await one.recv() == "hello d*** world"
+        await two.aclose()
+        assert await one.recv() == "1 here"
 
 
 async def test_the_websocket_gateway_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from examples._chat import LengthPrefixed
 from trioproxy import Digest, HttpPeer, PeerOptions
 from trioproxy.peers import BindTo, CertKey, Proxy, TcpKeepalive, TlsInfo
 
@@ -500,6 +501,8 @@ OF_HTTP: list[dict[str, Any]] = [
     {"h2_ping_interval": 2},
     {"h2_stream_window_size": 1},
     {"h2_connection_window_size": 65535},
+    {"custom": LengthPrefixed()},
+    {"custom": LengthPrefixed("lp/2")},
 ]
 
 

@@ -48,6 +48,8 @@ SUB_PACKAGES = {
     "server",
     "peers",
     "connections",
+    "custom",
+    "websocket",
     "stream",
 }
 DOCUMENTED = [name for name in NAMES if name != "__version__"]

@@ -12,6 +12,7 @@ import attrs
 
 from ._connect_target import ConnectRule, connect_rules
 from ._connection_filter import ConnectionFilter
+from ._custom import Protocol, check_protocol
 from ._h2_limits import H2Limits
 from ._networks import Network, Networks
 from ._tls_settings import TlsSettings
@@ -128,8 +129,21 @@ def check_trust(reads: bool, trusted: Networks) -> None:
         )
 
 
+def _protocols(value: Any) -> Any:
+    return (value,) if isinstance(value, Protocol) else tuple(value)
+
+
+def _custom(_instance: object, attribute: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
+    for each in value:
+        check_protocol(each, attribute.name)
+    if len({each.alpn for each in value}) != len(value):
+        raise ValueError(f"{attribute.name}: two protocols have the same alpn")
+
+
 def check_versions(http: str, h2c: bool) -> None:
     """Refuse versions of HTTP that exclude each other."""
+    if h2c and http == "off":
+        raise ValueError("h2c=True: it is HTTP/2, which http='off' keeps out; 'auto' is right")
     if h2c and http == "1":
         raise ValueError("h2c=True: it is HTTP/2, which http='1' keeps out; 'auto' is right")
 
@@ -279,10 +293,14 @@ class Listener:
     Attributes:
       address: As it was given.
       tls: What is served over TLS there; None takes ``ServerConf.tls``.
-      http: The versions offered there, as ``ServerConf.http``; None takes that.
+      http: The versions offered there, as ``ServerConf.http``, or ``"off"`` for none; None takes
+        that of the server.
       h2c: As ``ServerConf.h2c``; None takes that.
       proxy_protocol: Whether PROXY headers are read there, ``"in"`` or ``"off"``; None takes what
         ``ServerConf.proxy_protocol`` says of that.
+      custom: Protocols of your own that are spoken there, a `trioproxy.custom.Protocol` or several.
+        Over TLS the client chooses by ALPN; with ``http="off"`` they are all that is spoken, and in
+        clear text there is one of them then.
       host: The host name or IP address, None for a unix socket.
       port: The TCP port, 0 to have one picked.
       path: The path of a unix socket, or None.
@@ -293,7 +311,7 @@ class Listener:
     http: str | None = attrs.field(
         default=None,
         kw_only=True,
-        validator=attrs.validators.optional(_one_of("auto", "1", "2")),
+        validator=attrs.validators.optional(_one_of("auto", "1", "2", "off")),
     )
     h2c: bool | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(_flag)
@@ -301,11 +319,16 @@ class Listener:
     proxy_protocol: str | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(_one_of("off", "in"))
     )
+    custom: tuple[Protocol, ...] = attrs.field(
+        default=(), kw_only=True, converter=_protocols, validator=_custom
+    )
     host: str | None = attrs.field(init=False, default=None)
     port: int = attrs.field(init=False, default=0)
     path: str | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
+        if self.http == "off" and not self.custom:
+            raise ValueError("http='off': nothing is spoken without custom")
         address = self.address
         wrong = ValueError(
             f"{address!r} is not a bind address: host:port, [v6]:port or unix:PATH is right"

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import attrs
 
+from ._custom import Protocol as CustomProtocol
+from ._custom import check_protocol
 from ._headers import Headers
 from ._info import Digest, TlsInfo
 
@@ -289,6 +291,11 @@ def _version_pair(_instance: object, attribute: attrs.Attribute[Any], value: obj
         )
 
 
+def _protocol(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        check_protocol(value, attribute.name)
+
+
 def _tls_version(_instance: object, attribute: attrs.Attribute[str], value: object) -> None:
     if value not in _TLS_VERSIONS:
         raise ValueError(
@@ -348,6 +355,7 @@ _SHAPING = (
     "allow_h1_response_invalid_content_length",
     "http_version",
     "proxy_protocol",
+    "custom",
     "max_h2_streams",
     "h2_ping_interval",
     "h2_stream_window_size",
@@ -408,6 +416,8 @@ class PeerOptions:
       http_version: The highest and the lowest HTTP version: (1, 1), (2, 1) for HTTP/2 where the
         peer agrees to it by ALPN, (2, 2) for HTTP/2 alone. Without TLS (2, 2) is HTTP/2 by prior
         knowledge, and (2, 1) is HTTP/1.1.
+      custom: A `trioproxy.custom.Protocol` that is spoken with the peer in place of HTTP; over TLS
+        it is what ALPN has to agree on.
       max_h2_streams: Requests at once on one HTTP/2 connection; the peer may want fewer.
       h2_ping_interval: Seconds between the pings on an HTTP/2 connection; None sends none.
       h2_stream_window_size: Bytes of one HTTP/2 response that may be under way unread.
@@ -450,6 +460,7 @@ class PeerOptions:
     min_tls_version: str = attrs.field(default="1.2", validator=_tls_version)
     ciphers: str | None = attrs.field(default=None, validator=_words)
     http_version: tuple[int, int] = attrs.field(default=(1, 1), validator=_version_pair)
+    custom: CustomProtocol | None = attrs.field(default=None, validator=_protocol)
     max_h2_streams: int = attrs.field(default=1, validator=_whole(1, _MAX_WINDOW, "a number"))
     h2_ping_interval: float | None = attrs.field(default=None, validator=_seconds)
     h2_stream_window_size: int | None = attrs.field(
@@ -472,6 +483,11 @@ class PeerOptions:
             )
         if self.max_h2_streams is None:
             raise ValueError("max_h2_streams=None: a number, 1 or more, is right")
+        if self.custom is not None and self.http_version != (1, 1):
+            raise ValueError(
+                f"http_version={self.http_version!r}: custom takes the place of HTTP; leave one of "
+                "them out"
+            )
         self._check_verification()
         shaping = tuple([getattr(self, name) for name in (*_SHAPING, *_OF_TLS)])
         object.__setattr__(self, "_reuse_key", None if shaping == _PLAIN else shaping)
@@ -511,7 +527,7 @@ class PeerOptions:
     @property
     def alpn(self) -> tuple[str, ...]:
         """What a TLS handshake offers by ALPN, the best first."""
-        return _ALPN[self.http_version]
+        return _ALPN[self.http_version] if self.custom is None else (self.custom.alpn,)
 
     def with_http_version(self, highest: int, lowest: int) -> PeerOptions:
         """Return a copy for other HTTP versions.

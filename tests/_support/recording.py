@@ -30,12 +30,15 @@ from trioproxy import (
     ServerConf,
     Session,
 )
+from trioproxy._custom import Protocol
 from trioproxy._info import ConnectionInfo
 from trioproxy.codec._h1 import HeadLimits, RequestReader, ResponseReader
 from trioproxy.proxy._bound import Filters
 from trioproxy.proxy._engine import Engine, Services
 from trioproxy.proxy._record import ExchangeRecord
 from trioproxy.streams._abc import UpstreamConnection
+from trioproxy.streams._custom_client import CustomClientConnection
+from trioproxy.streams._custom_server import CustomServerConnection, CustomServerOptions
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
 from trioproxy.streams._raw import RawConnection
@@ -509,6 +512,9 @@ class Recorder(ProxyHttp[Ctx]):
 Adapt = Callable[[trio.StapledStream[Any, Any]], StreamAdapter]
 
 
+Connection = H1ServerConnection | CustomServerConnection
+
+
 # -- the gateway ---------------------------------------------------------------------------------
 
 
@@ -538,6 +544,9 @@ class MemoryConnector(Connector):
         info = ConnectionInfo("192.0.2.10:40000", f"192.0.2.20:{peer.port}", trio.current_time())
         if peer.carries_bytes:
             return RawConnection(self.adapt(ours), info)
+        protocol = peer.options.custom
+        if protocol is not None:
+            return CustomClientConnection(self.adapt(ours), info, protocol.client())
         return H1ClientConnection(self.adapt(ours), info, ResponseReader(self.limits))
 
     async def _serve(self, origin: Origin, wire: Wire) -> None:
@@ -566,7 +575,7 @@ class Gateway:
     records: list[ExchangeRecord]
     lockstep: bool
     clients: list[Wire] = attrs.field(factory=list)
-    connections: dict[H1ServerConnection, trio.CancelScope] = attrs.field(factory=dict)
+    connections: dict[Connection, trio.CancelScope] = attrs.field(factory=dict)
     refused: list[int] = attrs.field(factory=list)
     _gone: trio.Event = attrs.field(factory=trio.Event)
 
@@ -603,12 +612,39 @@ class Gateway:
         self.nursery.start_soon(self._serve, connection)
         return client
 
+    def connect_custom(self, protocol: Protocol) -> Wire:
+        """Return a new client connection that speaks a protocol of its own."""
+        ours, theirs = _pair(self.lockstep)
+        client = Wire(ours, len(self.clients))
+        self.clients.append(client)
+        conf = self.conf
+        connection = CustomServerConnection(
+            self.connector.adapt(theirs),
+            ConnectionInfo("192.0.2.1:80", f"198.51.100.1:{50000 + client.number}"),
+            protocol.server(),
+            CustomServerOptions(
+                header_timeout=conf.header_timeout,
+                idle_timeout=conf.idle_timeout,
+                body_timeout=conf.body_timeout,
+                min_receive_rate=conf.min_receive_rate,
+                max_body_bytes=conf.max_body_bytes,
+                request_limit=conf.keepalive_request_limit,
+                drain_bytes=conf.drain_bytes,
+                write_timeout=conf.write_timeout,
+                drain_timeout=conf.drain_timeout,
+            ),
+            lambda _info, status, _reason: self.refused.append(status),
+        )
+        self.connections[connection] = trio.CancelScope()
+        self.nursery.start_soon(self._serve, connection)
+        return client
+
     def stop(self) -> None:
         """Stop hard: cancel every client connection."""
         for scope in self.connections.values():
             scope.cancel()
 
-    async def _serve(self, connection: H1ServerConnection) -> None:
+    async def _serve(self, connection: Connection) -> None:
         try:
             with self.connections[connection]:
                 await connection.run(self.engine.handle)

@@ -220,13 +220,15 @@ async def test_h1_34_max_forwards_is_counted_down_and_answered_at_zero(
     method: bytes, autojump_clock: object
 ) -> None:
     from trioproxy.codec._h1 import HeadLimits, RequestReader
+    from trioproxy.streams._h1_server import H1ServerConnection
 
     got: list[Message] = []
     proxy = Recorder()
     async with open_gateway(proxy, keeps(got)) as gateway:
         for number in (b"0", b"7", b"many"):
             client = gateway.connect()
-            (connection,) = [each for each in gateway.connections if not each.events][-1:]
+            made = [each for each in gateway.connections if isinstance(each, H1ServerConnection)]
+            (connection,) = [each for each in made if not each.events][-1:]
             connection.reader = RequestReader(HeadLimits(allow_trace=True))
             await client.send(
                 b"%s / HTTP/1.1\r\nHost: a\r\nCookie: secret\r\nMax-Forwards: %s\r\n\r\n"

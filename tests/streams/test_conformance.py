@@ -9,10 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from examples._chat import LengthPrefixed
 from trioproxy._info import ConnectionInfo
 from trioproxy.codec._h1 import HeadLimits, RequestReader, ResponseReader
 from trioproxy.codec._h2 import H2Codec, H2Options
 from trioproxy.streams._abc import DownstreamStream, UpstreamStream
+from trioproxy.streams._custom_client import CustomClientConnection
+from trioproxy.streams._custom_server import CustomServerConnection, CustomServerOptions
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection, H1ServerOptions
 from trioproxy.streams._h2_client import H2ClientConnection, H2ClientOptions
@@ -63,13 +66,27 @@ async def http2() -> AsyncIterator[Exchanges]:
         yield exchange
 
 
+@asynccontextmanager
+async def custom() -> AsyncIterator[Exchanges]:
+    """A protocol of the user's, likewise."""
+    near, far = trio.testing.lockstep_stream_pair()
+    protocol = LengthPrefixed()
+    client = CustomClientConnection(StreamAdapter(near), INFO, protocol.client())
+    server = CustomServerConnection(
+        StreamAdapter(far), INFO, protocol.server(), CustomServerOptions()
+    )
+    async with _running(client, server) as exchange:
+        yield exchange
+
+
 def _codec(*, server: bool) -> H2Codec:
     return H2Codec(server=server, options=H2Options(), now=trio.current_time)
 
 
 @asynccontextmanager
 async def _running(
-    client: H1ClientConnection | H2ClientConnection, server: H1ServerConnection | H2ServerConnection
+    client: H1ClientConnection | H2ClientConnection | CustomClientConnection,
+    server: H1ServerConnection | H2ServerConnection | CustomServerConnection,
 ) -> AsyncIterator[Exchanges]:
     """Run both ends of a connection."""
     handed, handing = trio.open_memory_channel[DownstreamStream](0)
@@ -97,6 +114,6 @@ async def _running(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("connection", [memory, http1, http2])
+@pytest.mark.parametrize("connection", [memory, http1, http2, custom])
 async def test_contract(connection: Callable[[], object], autojump_clock: object) -> None:
     await check_message_stream(connection)  # type: ignore[arg-type]

@@ -41,6 +41,9 @@ class Filters:
     connected_to_upstream: Callback | None = None
     fail_to_connect: Callback | None = None
     upstream_request_filter: Callback | None = None
+    custom_forwarding: Callback | None = None
+    downstream_custom_message_proxy_filter: Callback | None = None
+    upstream_custom_message_proxy_filter: Callback | None = None
     request_body_filter: Callback | None = None
     upstream_response_filter: Callback | None = None
     upstream_response_body_filter: Callback | None = None

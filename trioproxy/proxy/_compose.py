@@ -360,6 +360,26 @@ def _handed_on(place: int) -> Any:
     return rule
 
 
+def _messages(*, backward: bool = False) -> Any:
+    """Return a rule: each gets the message that the one before returned, until one drops it."""
+
+    def rule(calls: list[Call], at: int, is_async: set[int]) -> Callable[..., Any]:
+        if len(calls) == 1:
+            return _only(*calls[0], at)
+        calls = calls[::-1] if backward else calls
+
+        async def run(session: Session, message: Any, ctx: tuple[Any, ...], last: bool) -> Any:
+            for index, call in calls:
+                message = await call(session, message, ctx[index], last)
+                if message is None:
+                    break
+            return message
+
+        return run
+
+    return rule
+
+
 def _delays(calls: list[Call], at: int, is_async: set[int]) -> Callable[..., Any]:
     """Call all, the last member first; the seconds that they return add up."""
     if len(calls) == 1:
@@ -477,6 +497,9 @@ _RULES: dict[str, Callable[[list[Call], int, set[int]], Callable[..., Any]]] = {
     "fail_to_connect": _handed_on(3),
     "connected_to_upstream": _forward,
     "upstream_request_filter": _forward,
+    "custom_forwarding": _forward,
+    "downstream_custom_message_proxy_filter": _messages(),
+    "upstream_custom_message_proxy_filter": _messages(backward=True),
     "request_body_filter": _forward,
     "adjust_upstream_modules": _backward,
     "upstream_response_filter": _backward,

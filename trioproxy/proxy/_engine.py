@@ -40,6 +40,7 @@ from ._filters import FailToProxy, ProxyHttp
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
+from ._relay import run_with_messages
 from ._renew import renew
 from ._session import Session
 from ._tunnel import run_tunnel
@@ -421,6 +422,7 @@ class Engine:
         """Choose a peer, get a connection and carry the exchange over it."""
         filters = session._filters
         session._upstream = None
+        session._asked = False
         try:
             session._phase = "upstream_peer"
             peer: HttpPeer = await filters.upstream_peer(session, ctx)
@@ -498,8 +500,9 @@ class Engine:
                 ctx,
             )
         request = to_upstream(session.req_header())
-        if request.version == "HTTP/1.0" and b"host" not in request.headers:
-            # What goes on needs one (RFC 9112 section 3.2).
+        if request.version not in ("HTTP/1.1", "HTTP/2") and b"host" not in request.headers:
+            # What goes on needs one (RFC 9112 section 3.2), and HTTP/1.0 or a protocol of the
+            # user's may have none.
             request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
@@ -508,6 +511,10 @@ class Engine:
         if filters.upstream_request_filter is not None:
             session._phase = "upstream_request_filter"
             await filters.upstream_request_filter(session, request, ctx)
+        over_tunnel = session._over_tunnel
+        session._asked = True
+        if over_tunnel is not None:
+            upstream = over_tunnel.over(upstream, request)
         tap = None
         staged = (
             filters.adjust_upstream_modules is not None or session._upstream_modules is not None
@@ -522,7 +529,10 @@ class Engine:
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
         exchange.altered = staged or (tap is not None and tap.alters)
         try:
-            first = await run_exchange(exchange, nursery)
+            if session.downstream_session.messages is None and upstream.messages is None:
+                first = await run_exchange(exchange, nursery)
+            else:
+                first = await run_with_messages(exchange)
         except ServeStored:
             return True
         except ProxyError as exc:
@@ -548,7 +558,8 @@ class Engine:
         if first is not None:
             # A tunnel has limits of its own (row T-05).
             nursery.cancel_scope.deadline = math.inf
-            await run_tunnel(exchange, nursery, first)
+            run = run_tunnel if over_tunnel is None else over_tunnel.run
+            await run(exchange, nursery, first)
         return False
 
     def _connect_failed(

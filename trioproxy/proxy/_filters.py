@@ -28,6 +28,8 @@ from ..semantics._range import range_header
 from ._plan import CALLBACKS, Plan, check_class, make_plan
 
 if TYPE_CHECKING:
+    import trio
+
     from .._headers import Headers
     from .._info import Digest
     from .._messages import BodyChunk, RequestHeader, ResponseHeader
@@ -271,6 +273,50 @@ class ProxyHttp(ABC, Generic[CtxT]):
         Content-Length here if `request_body_filter` changes the length. An exception fails the
         attempt (`error_while_proxy`). Default: nothing. Pingora: ``upstream_request_filter``.
         """
+
+    async def custom_forwarding(
+        self,
+        session: Session,
+        ctx: CtxT,
+        custom_message_to_upstream: trio.MemorySendChannel[bytes] | None,
+        custom_message_to_downstream: trio.MemorySendChannel[bytes],
+    ) -> None:
+        """Take the channels by which messages of your own go to either side.
+
+        When: once per attempt of a client or an origin that speaks a protocol of your own, before
+        its request goes out; and once behind the 101 of a WebSocket whose messages are filtered.
+        Keep the channels to send messages later; 128 of them may wait in each. Such a message
+        passes no filter. Closing a channel ends that direction and nothing else; when the attempt
+        is over it is closed, so that sending raises `trio.ClosedResourceError`. The first one is None where the origin
+        has no messages; what goes to a client that has none is dropped. An exception fails the
+        attempt (`error_while_proxy`). Default: nothing. Pingora: ``custom_forwarding``.
+        """
+
+    async def downstream_custom_message_proxy_filter(
+        self, session: Session, custom_message: bytes, ctx: CtxT, final_hop: bool
+    ) -> bytes | None:
+        """Return what goes to the origin in place of a message of the client; None drops it.
+
+        When: for every message from a client that speaks a protocol of your own, and for every
+        message of a WebSocket that is filtered (there ``custom_message`` is a `TextMessage` or a
+        `BinaryMessage`), in a task of its own. With ``final_hop`` the origin has no messages, and
+        the result goes nowhere. Await to slow the client down. An exception fails the attempt
+        (`error_while_proxy`). Default: the message. Pingora:
+        ``downstream_custom_message_proxy_filter``.
+        """
+        return custom_message
+
+    async def upstream_custom_message_proxy_filter(
+        self, session: Session, custom_message: bytes, ctx: CtxT, final_hop: bool
+    ) -> bytes | None:
+        """Return what goes to the client in place of a message of the origin; None drops it.
+
+        When: for every message from such an origin, as above; with ``final_hop`` the client has no
+        messages. A response ends for the client when the messages before its end have gone. An
+        exception fails the attempt (`error_while_proxy`). Default: the message. Pingora:
+        ``upstream_custom_message_proxy_filter``.
+        """
+        return custom_message
 
     async def request_body_filter(
         self, session: Session, body: BodyChunk, end_of_stream: bool, ctx: CtxT

@@ -13,6 +13,7 @@ class OverStream(UpstreamStream):
         self._inner = inner
         self.info = inner.info
         self.reused = inner.reused
+        self.messages = inner.messages
         self.body_bytes_received = 0
         self.write_pending_time = 0.0
 
@@ -50,3 +51,16 @@ class OverStream(UpstreamStream):
     def release(self) -> None:
         """Leave the exchange with the origin."""
         self._inner.release()
+
+
+class CountedStream(OverStream):
+    """One that changes no content: what is counted is counted by the stream around which it is."""
+
+    @property
+    def body_bytes_received(self) -> int:
+        """Payload bytes of the response received so far."""
+        return self._inner.body_bytes_received
+
+    @body_bytes_received.setter
+    def body_bytes_received(self, count: int) -> None:
+        self._inner.body_bytes_received = count

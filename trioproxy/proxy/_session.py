@@ -22,6 +22,7 @@ from .._messages import (
 )
 from .._options import DEFAULT
 from .._peer import HttpPeer
+from .._websocket import WebSocketOptions
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..modules._abc import ModulesCtx
@@ -30,8 +31,10 @@ from ..upstream._fetch import Fetched, fetch
 from ._body import RequestBody
 from ._chain import RESPONSE_HOOKS, ResponseRow
 from ._failure import canned_head
+from ._websocket import MessageFilter
 
 if TYPE_CHECKING:
+    from .._custom import MessageChannel
     from .._peer import PeerOptions, Proxy
     from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
@@ -61,6 +64,7 @@ class Session:
     """
 
     __slots__ = (
+        "_asked",
         "_asked_at",
         "_body",
         "_body_bytes_sent",
@@ -71,8 +75,10 @@ class Session:
         "_finished",
         "_held",
         "_ignore_info",
+        "_kept_messages",
         "_modules",
         "_not_modified",
+        "_over_tunnel",
         "_peer_name",
         "_permit",
         "_phase",
@@ -114,6 +120,8 @@ class Session:
         expected = facts.has_body if facts is not None else bool(pending and pending[0] is not END)
         self._body = RequestBody(stream, expected, pending)
         self._response: ResponseHeader | None = None
+        #: The client's messages that an attempt has taken, for another one.
+        self._kept_messages: list[bytes] = []
         self._body_bytes_sent = 0
         self._finished = False
         self._continue_sent = False
@@ -127,6 +135,10 @@ class Session:
         self._held: tuple[HttpPeer, bool] | None = None
         self._peer_name: str | None = None
         self._upstream: UpstreamStream | None = None
+        #: Whether the running attempt's request is settled.
+        self._asked = False
+        #: What is laid over a tunnel, should there be one.
+        self._over_tunnel: MessageFilter | None = None
         self._cache: HttpCache | None = None
         #: The right to fill that another request has handed on.
         self._permit: WritePermit | None = None
@@ -293,8 +305,16 @@ class Session:
         return self._subrequest
 
     def is_custom(self) -> bool:
-        """Tell whether the client speaks a custom protocol."""
-        return False
+        """Tell whether the client speaks a protocol of your own (`trioproxy.custom`)."""
+        return self.downstream_session.messages is not None
+
+    def downstream_custom_message(self) -> MessageChannel | None:
+        """Return the client's messages where it speaks a protocol of your own, else None.
+
+        The engine takes them from each attempt's start until the response has ended: receive them
+        yourself only where you answer the request by yourself.
+        """
+        return self.downstream_session.messages
 
     def client_addr(self) -> str | None:
         """Return the client's address as text (``127.0.0.1:5000``), None for unnamed sockets."""
@@ -481,6 +501,28 @@ class Session:
         return events if self._row is None else tuple(await self._row.pass_on(events))
 
     # -- the upstream ----------------------------------------------------------------------------
+
+    def filter_websocket_messages(self, options: WebSocketOptions | None = None) -> None:
+        """Filter the messages of this session's WebSocket, should it become one.
+
+        They go through `downstream_custom_message_proxy_filter` and
+        `upstream_custom_message_proxy_filter`, and `custom_forwarding` gets the channels to put
+        others in; the body filters see nothing of the WebSocket then. Call it before the request
+        goes to the origin: in `upstream_request_filter` at the latest.
+
+        Args:
+          options: Bounds, a `trioproxy.websocket.WebSocketOptions`; None takes the defaults.
+
+        Raises:
+          RuntimeError: the request has gone out; or wsproto is not installed, which the extra
+            ``websocket`` brings.
+        """
+        if self._asked:
+            raise RuntimeError(
+                "filter_websocket_messages() came too late: upstream_request_filter is the last "
+                "callback that may call it"
+            )
+        self._over_tunnel = MessageFilter(options or WebSocketOptions())
 
     def upstream_body_bytes_received(self) -> int:
         """Return the payload bytes that the last attempt received from the origin."""

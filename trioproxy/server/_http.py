@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import attrs
@@ -10,6 +11,7 @@ import trio
 
 from .._clock import wall_time
 from .._config import Listener, ServerConf, check_versions, reads_headers
+from .._custom import Protocol
 from .._info import ConnectionInfo
 from ..cache._storage import Storage, StorageStatistics
 from ..codec._h1 import HeadLimits, RequestReader
@@ -19,6 +21,7 @@ from ..proxy._cached import CachingProxy
 from ..proxy._compose import Proxy, bind, parts
 from ..proxy._engine import Engine, Services
 from ..proxy._record import ExchangeRecord
+from ..streams._custom_server import CustomServerConnection, CustomServerOptions
 from ..streams._entrance import Entrance
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions
 from ..streams._h2_server import H2ServerConnection, H2ServerOptions
@@ -38,9 +41,24 @@ def _versions(listener: Listener | None, conf: ServerConf) -> tuple[str, bool]:
     http, h2c = conf.http, conf.h2c
     if listener is not None:
         http = listener.http if listener.http is not None else http
-        h2c = listener.h2c if listener.h2c is not None else h2c
+        h2c = listener.h2c if listener.h2c is not None else (h2c and http != "off")
         check_versions(http, h2c)
     return http, h2c
+
+
+def _protocols(listener: Listener | None, http: str, *, secure: bool) -> tuple[Protocol, ...]:
+    """Return the protocols of the user's on a listener.
+
+    Raises:
+      ValueError: nothing could choose between them.
+    """
+    custom = () if listener is None else listener.custom
+    if listener is not None and custom and not secure and (http != "off" or len(custom) != 1):
+        raise ValueError(
+            f"custom on {listener.address}: without TLS there is no ALPN to choose by; one protocol "
+            "and http='off' are right, or tls"
+        )
+    return custom
 
 
 def storages(proxy: Proxy) -> list[Storage]:
@@ -97,6 +115,14 @@ class HttpService(Service):
             header_timeout=conf.header_timeout,
             drain_bytes=conf.drain_bytes,
             request_limit=conf.keepalive_request_limit,
+            **shared,
+        )
+        self.custom_options = CustomServerOptions(
+            header_timeout=conf.header_timeout,
+            drain_bytes=conf.drain_bytes,
+            request_limit=conf.keepalive_request_limit,
+            max_body_bytes=conf.max_body_bytes,
+            allow_trace=conf.allow_trace,
             **shared,
         )
         self.h2_options = H2ServerOptions(
@@ -171,22 +197,28 @@ class HttpService(Service):
         """Return what opens TLS on a listener; see `Service.acceptor`."""
         http, _ = _versions(listener, conf)
         settings = conf.tls if listener is None or listener.tls is None else listener.tls
+        custom = _protocols(listener, http, secure=settings is not None)
         if settings is None:
             return None
-        names = {"1": ["http/1.1"], "2": ["h2"]}.get(http, ["h2", "http/1.1"])
-        return TlsAcceptor(settings, names)
+        offered: dict[str, list[str]] = {"1": ["http/1.1"], "2": ["h2"], "off": []}
+        names = offered.get(http, ["h2", "http/1.1"])
+        return TlsAcceptor(settings, names, [each.alpn for each in custom])
 
     def front(self, tls: TlsAcceptor | None, listener: Listener | None) -> Open:
         """Return what makes connections of what a listener accepts."""
         http, h2c = _versions(listener, self.conf)
+        custom = _protocols(listener, http, secure=tls is not None)
+        openers = {each.alpn: partial(self.open_custom, each) for each in custom}
         front = Front(
             self.open_h1,
             self.open_h2,
             tls,
-            http1=http != "2",
-            http2=http == "2" or (h2c and tls is None) or (tls is not None and http != "1"),
+            http1=http in ("auto", "1"),
+            http2=http == "2" or (h2c and tls is None) or (tls is not None and http == "auto"),
             first_timeout=self.conf.header_timeout,
             entrance=Entrance.of(self.conf, reads_headers(self.conf, listener)),
+            custom=openers,
+            only=openers[custom[0].alpn] if http == "off" else None,
         )
         return lambda transport, info: ServerConnection(transport, info, front, self.on_limit)
 
@@ -212,6 +244,14 @@ class HttpService(Service):
         codec = H2Codec(server=True, options=options, now=trio.current_time)
         return H2ServerConnection(
             transport, info, codec, self.h2_options, self.on_refused, self.on_limit, received
+        )
+
+    def open_custom(
+        self, protocol: Protocol, transport: ByteStream, info: ConnectionInfo
+    ) -> CustomServerConnection:
+        """Speak a protocol of the user's on an accepted transport."""
+        return CustomServerConnection(
+            transport, info, protocol.server(), self.custom_options, self.on_refused, self.on_limit
         )
 
     def on_refused(self, info: ConnectionInfo, status: int, reason: str) -> None:

@@ -63,8 +63,8 @@ class StreamService(Service):
         """Return what opens TLS on a listener; see `Service.acceptor`."""
         settings = conf.tls
         if listener is not None:
-            for name in ("http", "h2c"):
-                if (value := getattr(listener, name)) is not None:
+            for name in ("http", "h2c", "custom"):
+                if (value := getattr(listener, name)) not in (None, ()):
                     raise ValueError(
                         f"{name}={value!r} is for a ProxyHttp, and {listener.address} serves a "
                         "ProxyStream: leave it out"

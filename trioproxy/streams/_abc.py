@@ -32,6 +32,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from .._custom import MessageChannel
 from .._errors import ErrorSource, ProxyError
 from .._info import ConnectionInfo
 from .._messages import RequestEvent, ResponseEvent
@@ -49,6 +50,8 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
     write_timeout: float
     #: Seconds before a parked `receive_batch` gives up; `math.inf` for never.
     read_timeout: float
+    #: The messages that run beside the content; None where the protocol has none.
+    messages: MessageChannel | None = None
 
     @abstractmethod
     async def receive_batch(self) -> list[ReceiveT]:

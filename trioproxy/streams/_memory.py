@@ -16,6 +16,7 @@ from .._errors import ErrorType, ProxyError
 from .._info import ConnectionInfo
 from .._messages import (
     Data,
+    End,
     RequestEvent,
     RequestHeader,
     ResponseEvent,
@@ -35,7 +36,7 @@ def _misuse(text: str) -> ProxyError:
     return ProxyError.explain(ErrorType.InternalError, text).into_in()
 
 
-class _Order:
+class Order:
     """Holds the events of one message to their order (rule 1 of the contract)."""
 
     __slots__ = ("body", "ended", "head", "trailers")
@@ -43,7 +44,7 @@ class _Order:
     def __init__(self) -> None:
         self.head = self.body = self.trailers = self.ended = False
 
-    def take(self, event: RequestEvent | ResponseEvent) -> None:
+    def take(self, event: RequestHeader | ResponseHeader | Data | Trailers | End) -> None:
         if self.ended:
             raise _misuse("an event was sent behind the end of a message")
         if isinstance(event, (RequestHeader, ResponseHeader)):
@@ -73,7 +74,7 @@ class _Direction(Generic[EventT]):
     def __init__(self) -> None:
         self.events: list[EventT] = []
         self.queued = 0
-        self.order = _Order()
+        self.order = Order()
         #: Whether a send was cut: what followed is lost.
         self.torn = False
         self.filled = Bell()
@@ -81,7 +82,7 @@ class _Direction(Generic[EventT]):
 
     def switch(self) -> None:
         """Go on behind what opens a tunnel: content, then a half-close."""
-        self.order = _Order()
+        self.order = Order()
         self.order.head = True
 
     def put(self, events: Sequence[EventT]) -> None:

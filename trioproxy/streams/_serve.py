@@ -6,7 +6,7 @@ comes first and the listener takes that (RFC 9113 section 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 import trio
@@ -15,7 +15,9 @@ from .._errors import ProxyError
 from .._info import ConnectionInfo
 from ..codec._h2_gate import PREFACE
 from ..transport._byte_stream import ByteStream
+from ..transport._greeted import GreetedStream
 from ..transport._tls_server import TlsAcceptor
+from ._custom_server import CustomServerConnection
 from ._entrance import Entrance
 from ._h1_server import H1ServerConnection
 from ._h2_server import H2ServerConnection
@@ -23,6 +25,8 @@ from ._server import Handler, OnLimit
 
 OpenH1 = Callable[[ByteStream, ConnectionInfo, bytes], H1ServerConnection]
 OpenH2 = Callable[[ByteStream, ConnectionInfo, bytes], H2ServerConnection]
+OpenCustom = Callable[[ByteStream, ConnectionInfo], CustomServerConnection]
+Connection = H1ServerConnection | H2ServerConnection | CustomServerConnection
 
 
 @attrs.frozen(eq=False)
@@ -38,6 +42,8 @@ class Front:
       http2: Whether HTTP/2 is, in clear text by prior knowledge.
       first_timeout: Seconds for the first bytes of a connection in clear text, where they decide.
       entrance: What a connection has to get past first; None where there is nothing.
+      custom: The protocols of the user's, by the name that ALPN agrees on.
+      only: The one that is spoken where nothing was agreed on; None where that is HTTP.
     """
 
     open_h1: OpenH1
@@ -47,6 +53,8 @@ class Front:
     http2: bool = False
     first_timeout: float = 15.0
     entrance: Entrance | None = None
+    custom: Mapping[str, OpenCustom] = attrs.field(factory=dict)
+    only: OpenCustom | None = None
 
 
 class ServerConnection:
@@ -74,7 +82,7 @@ class ServerConnection:
         self._on_limit = on_limit
         self._draining = False
         self._opening: trio.CancelScope | None = None
-        self._connection: H1ServerConnection | H2ServerConnection | None = None
+        self._connection: Connection | None = None
 
     @property
     def buffered(self) -> int:
@@ -90,10 +98,13 @@ class ServerConnection:
 
     async def _run(self, handler: Handler) -> None:
         front = self._front
-        if front.tls is None and not front.http2 and front.entrance is None:
-            connection: H1ServerConnection | H2ServerConnection | None = front.open_h1(
-                self.transport, self.info, b""
-            )
+        connection: Connection | None
+        if front.tls is not None or front.entrance is not None:
+            connection = await self._open()
+        elif front.only is not None:
+            connection = front.only(self.transport, self.info)
+        elif not front.http2:
+            connection = front.open_h1(self.transport, self.info, b"")
         else:
             connection = await self._open()
         if connection is None:
@@ -112,7 +123,7 @@ class ServerConnection:
         elif self._opening is not None:
             self._opening.cancel()
 
-    async def _open(self) -> H1ServerConnection | H2ServerConnection | None:
+    async def _open(self) -> Connection | None:
         """Find out what is spoken; None where the connection ended before, or has to."""
         connection = None
         if not self._draining:
@@ -126,7 +137,7 @@ class ServerConnection:
                 self._opening = None
         return connection
 
-    async def _negotiate(self) -> H1ServerConnection | H2ServerConnection | None:
+    async def _negotiate(self) -> Connection | None:
         front = self._front
         received = b""
         if front.entrance is not None:
@@ -141,9 +152,16 @@ class ServerConnection:
                 self._on_limit(f"tls_{exc.etype}")
                 return None
             self.transport = stream
+            custom = front.only if stream.alpn is None else front.custom.get(stream.alpn)
+            if custom is not None:
+                return custom(stream, self.info)
             if stream.alpn == "h2":
                 return front.open_h2(stream, self.info, b"")
             return front.open_h1(stream, self.info, b"")
+        if front.only is not None:
+            if received:
+                self.transport = GreetedStream(self.transport, received)
+            return front.only(self.transport, self.info)
         if not front.http2:
             return front.open_h1(self.transport, self.info, received)
         if front.http1:

@@ -36,7 +36,9 @@ Entry = TlsSettings | ssl.SSLContext
 class TlsAcceptor:
     """Turns accepted connections into TLS ones."""
 
-    def __init__(self, settings: TlsSettings, alpn: Sequence[str] | None) -> None:
+    def __init__(
+        self, settings: TlsSettings, alpn: Sequence[str] | None, custom: Sequence[str] = ()
+    ) -> None:
         """Read the certificates.
 
         Args:
@@ -44,12 +46,17 @@ class TlsAcceptor:
           alpn: What the listener speaks, of ``h2`` and ``http/1.1``; the settings say what is best.
             None where it is not HTTP: then a protocol is agreed on only if a context of the user's
             own has one.
+          custom: What it speaks beside that, or in place of it where ``alpn`` is empty; it is offered
+            first.
 
         Raises:
           ValueError: the settings cannot be used: it names the field, the value and the fix.
         """
         self.settings = settings
-        self._alpn = None if alpn is None else tuple(alpn)
+        self._alpn = None if alpn is None else (*custom, *alpn)
+        self._custom = tuple(custom)
+        #: What a client speaks that says nothing by ALPN.
+        self._silent = custom[0] if custom and not alpn else "http/1.1"
         self._exact = {name: entry for name, entry in settings.sni if name[0] != "*"}
         # By what is behind the star, the dot included.
         self._wild = {name[1:]: entry for name, entry in settings.sni if name[0] == "*"}
@@ -122,7 +129,7 @@ class TlsAcceptor:
             )
         spoken = self._alpn
         # A context of the user's own may allow others.
-        if spoken is not None and (stream.alpn or "http/1.1") not in spoken:
+        if spoken is not None and (stream.alpn or self._silent) not in spoken:
             stream.close_now()
             raise ProxyError.explain(
                 ErrorType.TLSHandshakeFailure,
@@ -227,14 +234,18 @@ class TlsAcceptor:
 
     def _protocols(self, entry: TlsSettings) -> tuple[str, ...]:
         spoken = self._alpn
-        return () if spoken is None else tuple(each for each in entry.alpn if each in spoken)
+        if spoken is None:
+            return ()
+        return (*self._custom, *(each for each in entry.alpn if each in spoken))
 
     async def _check_protocols(self, inner: ByteStream, entry: Entry, hello: ClientHello) -> None:
         """Refuse a client with which no protocol is left: HTTP/1.1 needs no ALPN, HTTP/2 does."""
         if isinstance(entry, ssl.SSLContext) or self._alpn is None:
             return
         ours = self._protocols(entry)
-        if "http/1.1" in ours or any(each.encode() in hello.alpn for each in ours):
+        if self._silent in ours and (self._silent == "http/1.1" or not hello.alpn):
+            return
+        if any(each.encode() in hello.alpn for each in ours):
             return
         try:
             await inner.send_parts([_NO_PROTOCOL], math.inf)

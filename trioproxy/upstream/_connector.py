@@ -21,6 +21,7 @@ from ..codec._h1_codec import H1Codec, http1_codec
 from ..codec._h2 import H2Codec, H2Options
 from ..codec._proxy_protocol import encode_proxy_header
 from ..streams._abc import UpstreamConnection
+from ..streams._custom_client import CustomClientConnection
 from ..streams._h1_client import H1ClientConnection
 from ..streams._h2_client import H2ClientConnection, H2ClientOptions
 from ..streams._raw import RawConnection
@@ -125,7 +126,9 @@ class SocketConnector(Connector, Opener):
     def _over(
         self, transport: ByteStream, info: ConnectionInfo, peer: HttpPeer
     ) -> UpstreamConnection:
-        """Speak HTTP over a new transport, in the version that was agreed on."""
+        """Speak the peer's protocol over a new transport: HTTP in the version agreed on, mostly."""
+        if peer.options.custom is not None:
+            return CustomClientConnection(transport, info, peer.options.custom.client())
         if speaks_http2(peer, info):
             return self._over_http2(transport, info, peer)
         limits = self._limits
@@ -232,6 +235,11 @@ class SocketConnector(Connector, Opener):
         if peer.http_version == (2, 2) and stream.alpn != "h2":
             raise ProxyError.explain(
                 ErrorType.H2Downgrade, f"TLS with {peer}: it agreed to no HTTP/2 by ALPN"
+            ).into_up()
+        if options.custom is not None and stream.alpn != options.custom.alpn:
+            raise ProxyError.explain(
+                ErrorType.TLSHandshakeFailure,
+                f"TLS with {peer}: it agreed to no {options.custom.alpn} by ALPN",
             ).into_up()
         hook = options.upstream_tls_handshake_complete_hook
         if hook is not None:
