@@ -222,7 +222,9 @@ class _BrotliDecoder(Decoder):
             decoded: bytes = self._inner.process(data, output_buffer_limit=PIECE // 2)
         except self._error as exc:
             raise CodingError(str(exc)) from exc
-        self.more = not self._inner.can_accept_more_data() and not self._inner.is_finished()
+        # It says that it can take more while it still has something to give.
+        waiting = decoded or not self._inner.can_accept_more_data()
+        self.more = bool(waiting) and not self._inner.is_finished()
         return decoded
 
     @property
@@ -371,9 +373,7 @@ def load(coding: str) -> Any:
     library = _library(coding)
     if library is None:
         needs = "brotli 1.2 or newer" if coding == "br" else "backports.zstd, or Python 3.14"
-        raise ValueError(
-            f'{coding} needs {needs}: python -m pip install "trioproxy[compress]"'
-        )
+        raise ValueError(f'{coding} needs {needs}: python -m pip install "trioproxy[compress]"')
     return library
 
 

@@ -492,7 +492,9 @@ class Engine:
             await filters.upstream_request_filter(session, request, ctx)
         tap = None
         staged = (
-            filters.adjust_upstream_modules is not None or session._upstream_modules is not None
+            filters.adjust_upstream_modules is not None
+            or session._upstream_modules is not None
+            or session._upstream_compression is not None
         )
         if staged:
             upstream = ModuleStream(upstream, session, filters, ctx)

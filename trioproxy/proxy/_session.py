@@ -23,9 +23,10 @@ from .._messages import (
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..modules._abc import ModulesCtx
+from ..modules._compression import ResponseCompression, upstream_compression
 from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ._body import RequestBody
-from ._chain import RESPONSE_HOOKS, ResponseRow
+from ._chain import RESPONSE_HOOKS, Row, response_row
 from ._failure import canned_head
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Session:
         "_started",
         "_subrequest",
         "_upstream",
+        "_upstream_compression",
         "_upstream_modules",
         "downstream_session",
         "error",
@@ -101,8 +103,9 @@ class Session:
         #: The modules of either side; None where nobody has asked for one yet.
         self._modules: ModulesCtx | None = None
         self._upstream_modules: ModulesCtx | None = None
+        self._upstream_compression: ResponseCompression | None = None
         #: The modules that the response goes through, and whether it goes past them.
-        self._row: ResponseRow | None = None
+        self._row: Row[ResponseEvent] | None = None
         self._plain = False
         #: The client's side of the exchange, a message stream.
         self.downstream_session = stream
@@ -166,6 +169,18 @@ class Session:
         if self._upstream_modules is None:
             self._upstream_modules = ModulesCtx(self._filters.upstream_modules)
         return self._upstream_modules
+
+    @property
+    def upstream_compression(self) -> ResponseCompression:
+        """The compression that acts on the origin's response before the filters and the cache: off.
+
+        What it made is what the cache stores, once for all clients; the compression on the client's
+        side then decodes it for those that do not take it. Adjust it in `request_filter` or before,
+        for every request that may be answered with what was stored like that.
+        """
+        if self._upstream_compression is None:
+            self._upstream_compression = upstream_compression(self)
+        return self._upstream_compression
 
     # -- the request -----------------------------------------------------------------------------
 
@@ -414,8 +429,16 @@ class Session:
         """Send events of the response through the modules, and count them: the one way out."""
         if self._modules is not None and not self._plain:
             events = await self._through_modules(self._modules, events)
+            row = self._row
+            while row is not None and row.more:
+                if events:
+                    await self._put_out(events)
+                events = tuple(await row.go_on())
             if not events:
                 return
+        await self._put_out(events)
+
+    async def _put_out(self, events: tuple[ResponseEvent, ...]) -> None:
         before = (self._body_bytes_sent, self._finished, self._response)
         for event in events:
             kind = type(event)
@@ -442,7 +465,7 @@ class Session:
             return events
         if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
             acting = modules.with_hook(*RESPONSE_HOOKS)
-            self._row = ResponseRow(self, acting) if acting else None
+            self._row = response_row(self, acting) if acting else None
         return events if self._row is None else tuple(await self._row.pass_on(events))
 
     # -- the upstream ----------------------------------------------------------------------------
