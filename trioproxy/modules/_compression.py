@@ -408,6 +408,7 @@ class ResponseCompressionBuilder(HttpModuleBuilder):
       content_types: What is compressed: ``"text/html"``, ``"text/*"`` or ``"*+json"``.
       min_size: Bytes of content that are too few to compress, where the length is known.
       limits: How much a response may become when it is decoded (row R-10).
+      on_demand: Whether it is off unless a filter asks for it: no level is given, nor ``decompress``.
     """
 
     level: int = attrs.field(default=0)
@@ -422,7 +423,6 @@ class ResponseCompressionBuilder(HttpModuleBuilder):
     min_size: int = attrs.field(default=20, kw_only=True, validator=_size)
     limits: InflationLimits = attrs.field(factory=InflationLimits, kw_only=True, validator=_limits)
 
-    #: Whether it is off where no filter asks for it.
     on_demand: bool = attrs.field(init=False, repr=False)
 
     #: Behind every module that may change the content.
