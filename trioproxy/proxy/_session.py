@@ -174,9 +174,10 @@ class Session:
     def upstream_compression(self) -> ResponseCompression:
         """The compression that acts on what the origin sends, before the filters and the cache.
 
-        It is off until it is adjusted. What it made is what the cache stores, once for all clients; the compression on the client's
-        side then decodes it for those that do not take it. Adjust it in `request_filter` or before,
-        for every request that may be answered with what was stored like that.
+        It is off until it is adjusted. What it made is what the cache stores, once for all clients;
+        the compression on the client's side then decodes it for those that do not take it. Adjust it
+        in `request_filter` or before, for every request that may be answered with what was stored
+        like that.
         """
         if self._upstream_compression is None:
             self._upstream_compression = upstream_compression(self)
