@@ -378,9 +378,10 @@ def test_the_limits_are_numbers() -> None:
 
 
 @pairings
+@pytest.mark.parametrize("side", ["downstream", "upstream", "both, recoded"])
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 async def test_each_event_of_an_endless_stream_arrives_before_the_next_is_sent(
-    coding: str, pairing: Pairing, autojump_clock: MockClock
+    coding: str, side: str, pairing: Pairing, autojump_clock: MockClock
 ) -> None:
     events = [b"data: event %d\n\n" % number for number in range(10)]
     arrived = trio.Event()
@@ -396,9 +397,28 @@ async def test_each_event_of_an_endless_stream_arrives_before_the_next_is_sent(
             await trio.sleep(30)
         await exchange.gone()
 
-    async with open_matrix(Compressing(), origin, pairing, check_windows=False) as gateway:
+    async def request_filter(session: Session, _ctx: object) -> bool:
+        if side == "upstream":
+            session.upstream_compression.adjust_level(3)
+        elif side == "both, recoded":  # in gzip as far as the filters, then as the client wants it
+            session.upstream_compression.adjust_algorithm_level("gzip", 3)
+            session.req_header().headers.set("accept-encoding", "gzip")
+        return False
+
+    async def response_filter(session: Session, head: ResponseHeader, _ctx: object) -> None:
+        if side == "both, recoded":
+            assert head.headers.get("content-encoding") == "gzip"
+            session.req_header().headers.set("accept-encoding", coding)
+
+    recorder = Compressing(
+        hooks={"request_filter": request_filter, "response_filter": response_filter}
+    )
+    if side == "upstream":
+        recorder.builder = ResponseCompressionBuilder()
+    async with open_matrix(recorder, origin, pairing, check_windows=False) as gateway:
         client = await gateway.connect()
         exchange = await client.request(fields=[("accept-encoding", coding)])
+        assert (await exchange.head()).get("content-encoding") == coding
         decode, taken = so_far(coding), 0
         for event in events:
             came = b""
@@ -490,6 +510,26 @@ async def test_a_client_that_leaves_ends_a_compressed_response(
         await exchange.at_least(1)
         await exchange.reset()
         await ended.wait()
+        await gateway.sessions_ended()
+    error = recorder.the("logging").args["e"]
+    assert error.esource is ErrorSource.DOWNSTREAM
+
+
+@pairings
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
+async def test_a_client_that_leaves_ends_what_is_being_decoded(
+    coding: str, pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    """A single piece that would have become many more."""
+    recorder = decoding(limits=InflationLimits(ratio=10_000_000))
+    origin = giving(("content-encoding", coding), body=ENCODE[coding](bytes(5_000_000)))
+    async with open_matrix(recorder, origin, pairing, check_windows=False) as gateway:
+        client = await gateway.connect()
+        exchange = await client.request()
+        exchange.hold()
+        await exchange.at_least(1)
+        await trio.sleep(1)
+        await exchange.reset()
         await gateway.sessions_ended()
     error = recorder.the("logging").args["e"]
     assert error.esource is ErrorSource.DOWNSTREAM

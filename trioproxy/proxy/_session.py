@@ -428,35 +428,32 @@ class Session:
 
     async def _send_events(self, *events: ResponseEvent) -> None:
         """Send events of the response through the modules, and count them: the one way out."""
+        row = None
         if self._modules is not None and not self._plain:
             events = await self._through_modules(self._modules, events)
             row = self._row
-            while row is not None and row.more:
-                if events:
-                    await self._put_out(events)
-                events = tuple(await row.go_on())
-            if not events:
-                return
-        await self._put_out(events)
-
-    async def _put_out(self, events: tuple[ResponseEvent, ...]) -> None:
-        before = (self._body_bytes_sent, self._finished, self._response)
-        for event in events:
-            kind = type(event)
-            if kind is Data:
-                self._body_bytes_sent += len(event.data)  # type: ignore[union-attr]
-                if event.end:  # type: ignore[union-attr]
+        while True:
+            before = (self._body_bytes_sent, self._finished, self._response)
+            for event in events:
+                kind = type(event)
+                if kind is Data:
+                    self._body_bytes_sent += len(event.data)  # type: ignore[union-attr]
+                    if event.end:  # type: ignore[union-attr]
+                        self._finished = True
+                elif kind is ResponseHeader:
+                    self._response = event  # type: ignore[assignment]
+                elif event is END:
                     self._finished = True
-            elif kind is ResponseHeader:
-                self._response = event  # type: ignore[assignment]
-            elif event is END:
-                self._finished = True
-        try:
-            await self.downstream_session.send(*events)
-        except ProxyError as exc:
-            if exc.esource is not ErrorSource.DOWNSTREAM:  # refused: nothing of it was sent
-                self._body_bytes_sent, self._finished, self._response = before
-            raise
+            if events:
+                try:
+                    await self.downstream_session.send(*events)
+                except ProxyError as exc:
+                    if exc.esource is not ErrorSource.DOWNSTREAM:  # refused: nothing was sent
+                        self._body_bytes_sent, self._finished, self._response = before
+                    raise
+            if row is None or not row.more:
+                return
+            events = tuple(await row.go_on())
 
     async def _through_modules(
         self, modules: ModulesCtx, events: tuple[ResponseEvent, ...]
