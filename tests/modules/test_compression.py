@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests._support.coding import DECODE, ENCODE, so_far
 from tests._support.matrix import H1, H2C, PAIRINGS, Exchange, Handler, Pairing, open_matrix
 from tests._support.recording import CutError, Message, Recorder, returns
-from trioproxy import ErrorSource, ErrorType, ProxyHttp, ResponseHeader, Session
+from trioproxy import (
+    BodyChunk,
+    ErrorSource,
+    ErrorType,
+    ProxyHttp,
+    RequestHeader,
+    ResponseHeader,
+    Session,
+)
 from trioproxy.modules import (
     HttpModules,
     InflationLimits,
@@ -340,7 +350,8 @@ async def test_what_takes_long_is_done_by_a_thread(
         ({"level": True}, "level=True"),
         ({"algorithms": "gzip"}, "algorithms='gzip'"),
         ({"algorithms": ["lzma"]}, "'lzma' is no coding: zstd, br, gzip, deflate are"),
-        ({"algorithms": ["gzip", "gzip"]}, "twice"),
+        ({"algorithms": ["gzip", "gzip"]}, "each of them once"),
+        ({"algorithms": []}, "one or more codings"),
         ({"algorithm_levels": {"gzip": 10}}, "gzip=10: 0 .off. to 9"),
         ({"algorithm_levels": {"br": 12}}, "br=12: 0 .off. to 11"),
         ({"algorithm_levels": 3}, "a mapping"),
@@ -366,6 +377,21 @@ def test_a_wrong_adjustment_is_refused_with_what_is_right() -> None:
         compression.adjust_algorithm_level("zstd", 20)
     with pytest.raises(ValueError, match="'compress' is no coding"):
         compression.adjust_algorithm_level("compress", 1)
+
+
+def test_a_proxy_that_compresses_nothing_loads_no_library() -> None:
+    program = """
+import sys
+import trioproxy
+from trioproxy.modules import HttpModules
+
+trioproxy.ProxyHttp.init_downstream_modules(None, HttpModules())
+print([name for name in ("brotli", "backports.zstd", "compression.zstd", "isal") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_the_limits_are_numbers() -> None:
@@ -779,6 +805,25 @@ class _Session:
 def test_the_upstreams_side_is_off_whatever_the_clients_side_is() -> None:
     session: Any = _Session()
     assert repr(upstream_compression(session)) == "<ResponseCompression off>"
+
+
+async def test_a_flush_gives_what_was_held_back_and_then_nothing() -> None:
+    session: Any = _Session()
+    session.req_header = lambda: RequestHeader("GET", "/", [ALL])
+    compression = ResponseCompressionBuilder(5, algorithms=["gzip"]).init()
+    chunk = BodyChunk()
+    await compression.response_header_filter(session, ResponseHeader(200, [KIND]), False)
+    await compression.response_flush_filter(session, chunk)
+    assert chunk.data is None  # nothing has come
+    chunk.data = b"some text"
+    await compression.response_body_filter(session, chunk, False)
+    start = chunk.data or b""
+    chunk.data = None
+    await compression.response_flush_filter(session, chunk)
+    assert so_far("gzip")(start + (chunk.data or b"")) == b"some text"
+    chunk.data = None
+    await compression.response_flush_filter(session, chunk)
+    assert chunk.data is None
 
 
 async def test_nothing_is_held_when_the_exchange_is_over(autojump_clock: MockClock) -> None:

@@ -394,7 +394,7 @@ def test_compression_says_what_would_make_it_better(
     modules = HttpModules()
     proxy.init_downstream_modules(modules)
     assert proxy.compression is not None
-    assert proxy.compression.algorithms == ("gzip", "deflate")
+    assert proxy.compression.algorithm_levels == {"gzip": 6, "deflate": 6}
     assert modules.builders == (proxy.compression,)
     assert caplog.messages == [
         "responses are not compressed in zstd and br: "

@@ -362,6 +362,11 @@ def available(coding: str) -> bool:
     return coding in ("gzip", "deflate") or (coding in CODINGS and _library(coding) is not None)
 
 
+def installed() -> tuple[str, ...]:
+    """Return the codings that can be used here, those first that we would rather use."""
+    return tuple(coding for coding in CODINGS if available(coding))
+
+
 def load(coding: str) -> Any:
     """Return the library of a coding; None for those that need none.
 

@@ -21,7 +21,17 @@ from ..semantics._content_coding import (
     vary_by_encoding,
 )
 from ._abc import HttpModule, HttpModuleBuilder
-from ._codings import CODINGS, CodingError, Decoder, Encoder, available, decoder, encoder, load
+from ._codings import (
+    CODINGS,
+    CodingError,
+    Decoder,
+    Encoder,
+    available,
+    decoder,
+    encoder,
+    installed,
+    load,
+)
 from ._inflation import Inflation, InflationLimits, TooMuch
 
 if TYPE_CHECKING:
@@ -73,14 +83,14 @@ def _known(name: str, coding: object) -> str:
     return coding
 
 
-def _algorithms(value: Any) -> tuple[str, ...]:
+def _algorithms(value: Any) -> tuple[str, ...] | None:
     if value is None:
-        return tuple(coding for coding in CODINGS if available(coding))
+        return None
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"algorithms={value!r}: names of codings, best first, are right")
     found = tuple(_known("algorithms", coding) for coding in value)
-    if len(set(found)) != len(found):
-        raise ValueError(f"algorithms={found!r}: a coding is there twice")
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"algorithms={found!r}: one or more codings, each of them once, are right")
     return found
 
 
@@ -155,7 +165,9 @@ class ResponseCompression(HttpModule):
         self.options = options
         self._downstream = downstream
         self._upstream = upstream
-        self._levels = dict.fromkeys(options.algorithms, 0 if upstream else options.level)
+        self._levels = dict.fromkeys(
+            options.algorithms or installed(), 0 if upstream else options.level
+        )
         if not upstream:
             self._levels |= options.algorithm_levels
         self._decompresses = options.decompress and not upstream
@@ -401,7 +413,7 @@ class ResponseCompressionBuilder(HttpModuleBuilder):
     Attributes:
       level: From 1, fastest, to 9, smallest; 0 is off.
       algorithms: The codings that may be used, and which one of those that a client wants as much as
-        each other: the first. None takes zstd, br, gzip and deflate, as far as they are installed.
+        each other: the first. None stands for zstd, br, gzip and deflate, as far as they are installed.
       algorithm_levels: Levels of single algorithms, which have ranges of their own
         (`ResponseCompression.adjust_algorithm_level`).
       decompress: Whether content in a coding that the client does not take is decoded for it.
@@ -412,7 +424,9 @@ class ResponseCompressionBuilder(HttpModuleBuilder):
     """
 
     level: int = attrs.field(default=0)
-    algorithms: tuple[str, ...] = attrs.field(default=None, kw_only=True, converter=_algorithms)
+    algorithms: tuple[str, ...] | None = attrs.field(
+        default=None, kw_only=True, converter=_algorithms
+    )
     algorithm_levels: Mapping[str, int] = attrs.field(
         factory=dict, kw_only=True, converter=_levels, hash=False
     )
@@ -434,7 +448,7 @@ class ResponseCompressionBuilder(HttpModuleBuilder):
         works = self.level or any(self.algorithm_levels.values()) or self.decompress
         object.__setattr__(self, "on_demand", not works)
         for coding in self.algorithm_levels:
-            if coding not in self.algorithms:
+            if self.algorithms is not None and coding not in self.algorithms:
                 raise ValueError(
                     f"algorithm_levels: {coding} is not in algorithms={self.algorithms!r}"
                 )

@@ -11,7 +11,7 @@ from .._errors import ErrorType, ProxyError
 from .._messages import ResponseHeader
 from ..semantics._content_coding import content_codings, forget_content
 from ._abc import HttpModule, HttpModuleBuilder
-from ._codings import CODINGS, CodingError, Decoder, available, decoder, load
+from ._codings import CODINGS, CodingError, Decoder, decoder, installed, load
 from ._inflation import Inflation, InflationLimits, TooMuch
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _codings(value: Any) -> tuple[str, ...]:
     if value is None:
-        return tuple(coding for coding in CODINGS if available(coding))
+        return installed()
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"algorithms={value!r}: names of codings are right")
     found = tuple(value)

@@ -14,6 +14,7 @@ from .._messages import RequestHeader
 from .._options import DEFAULT, PeerOptions
 from .._peer import HttpPeer
 from ..modules._abc import HttpModules
+from ..modules._codings import installed
 from ..modules._compression import ResponseCompressionBuilder
 from ..proxy._cached import CachingProxy
 from ..proxy._filters import CLIENT_GONE, FailToProxy, ProxyHttp
@@ -102,8 +103,7 @@ _LEVELS = {"zstd": 3, "br": 5, "gzip": 6, "deflate": 6}
 
 def compression() -> ResponseCompressionBuilder:
     """Return what ``--compress`` does, with the codings that are installed."""
-    algorithms = ResponseCompressionBuilder().algorithms
-    levels = {coding: _LEVELS[coding] for coding in algorithms}
+    levels = {coding: _LEVELS[coding] for coding in installed()}
     return ResponseCompressionBuilder(algorithm_levels=levels)
 
 
@@ -154,7 +154,7 @@ class Reverse(ProxyHttp[Turn]):
             super().init_downstream_modules(modules)
             return
         modules.add_module(self.compression)
-        missing = [coding for coding in _LEVELS if coding not in self.compression.algorithms]
+        missing = [coding for coding in _LEVELS if coding not in self.compression.algorithm_levels]
         if missing:
             log.info(
                 "responses are not compressed in %s: "
