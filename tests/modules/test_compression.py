@@ -704,6 +704,16 @@ async def test_what_the_client_does_not_take_is_recoded_into_what_it_takes(
     assert got.get("content-encoding") == "x-gzip"  # it takes that: no work is done twice
 
 
+async def test_what_is_recoded_may_be_more_than_a_piece(autojump_clock: MockClock) -> None:
+    text = TEXT * 50
+    origin = giving(KIND, ("content-encoding", "gzip"), body=ENCODE["gzip"](text))
+    proxy = Compressing(builder=ResponseCompressionBuilder(5, decompress=True))
+    for coding in ("br", "deflate", "zstd"):
+        got = await answer(proxy, origin, ("accept-encoding", coding))
+        assert got.get("content-encoding") == coding
+        assert decoded(got) == text
+
+
 @pytest.mark.parametrize("codings", ["br, gzip", "aes128gcm", "gzip, gzip"])
 async def test_several_codings_and_unknown_ones_are_left_alone(
     codings: str, autojump_clock: MockClock
@@ -811,19 +821,16 @@ async def test_a_flush_gives_what_was_held_back_and_then_nothing() -> None:
     session: Any = _Session()
     session.req_header = lambda: RequestHeader("GET", "/", [ALL])
     compression = ResponseCompressionBuilder(5, algorithms=["gzip"]).init()
-    chunk = BodyChunk()
     await compression.response_header_filter(session, ResponseHeader(200, [KIND]), False)
-    await compression.response_flush_filter(session, chunk)
-    assert chunk.data is None  # nothing has come
-    chunk.data = b"some text"
-    await compression.response_body_filter(session, chunk, False)
-    start = chunk.data or b""
-    chunk.data = None
-    await compression.response_flush_filter(session, chunk)
-    assert so_far("gzip")(start + (chunk.data or b"")) == b"some text"
-    chunk.data = None
-    await compression.response_flush_filter(session, chunk)
-    assert chunk.data is None
+    chunks = [BodyChunk() for _ in range(4)]
+    nothing, piece, flushed, again = chunks
+    await compression.response_flush_filter(session, nothing)
+    piece.data = b"some text"
+    await compression.response_body_filter(session, piece, False)
+    await compression.response_flush_filter(session, flushed)
+    await compression.response_flush_filter(session, again)
+    assert nothing.data is again.data is None
+    assert so_far("gzip")((piece.data or b"") + (flushed.data or b"")) == b"some text"
 
 
 async def test_nothing_is_held_when_the_exchange_is_over(autojump_clock: MockClock) -> None:

@@ -698,6 +698,7 @@ def test_options_that_streams_have_become_their_settings(
 FOR_HTTP = {
     "--cache": "memory",
     "--cache-size": "1M",
+    "--compress": None,
     "--h2c": None,
     "--header-timeout": "15",
     "--http": "auto",
