@@ -165,6 +165,7 @@ async def test_head_has_the_head_of_get(pairing: Pairing, autojump_clock: MockCl
         ([KIND, ("content-encoding", "br, gzip")], 200),
         ([KIND, ("content-encoding", "aes128gcm")], 200),
         ([KIND, ("content-range", "bytes 0-10799/20000")], 206),
+        ([KIND], 206),
         ([KIND, ("content-range", "bytes 0-10799/20000")], 200),
     ],
 )
@@ -706,7 +707,9 @@ async def test_what_the_client_does_not_take_is_recoded_into_what_it_takes(
 
 async def test_what_is_recoded_may_be_more_than_a_piece(autojump_clock: MockClock) -> None:
     text = TEXT * 50
-    origin = giving(KIND, ("content-encoding", "gzip"), body=ENCODE["gzip"](text))
+    body = ENCODE["gzip"](text)
+    length = ("content-length", str(len(body)))  # so that the piece is known to be the last
+    origin = giving(KIND, ("content-encoding", "gzip"), length, body=body)
     proxy = Compressing(builder=ResponseCompressionBuilder(5, decompress=True))
     for coding in ("br", "deflate", "zstd"):
         got = await answer(proxy, origin, ("accept-encoding", coding))
@@ -815,6 +818,32 @@ class _Session:
 def test_the_upstreams_side_is_off_whatever_the_clients_side_is() -> None:
     session: Any = _Session()
     assert repr(upstream_compression(session)) == "<ResponseCompression off>"
+
+
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+async def test_a_tunnel_is_left_alone(method: str) -> None:
+    session: Any = _Session()
+    session.req_header = lambda: RequestHeader(method, "/", [ALL])
+    response = ResponseHeader(200, [KIND])
+    await ResponseCompressionBuilder(5).init().response_header_filter(session, response, False)
+    assert ("content-encoding" in response.headers) == (method == "GET")
+
+
+async def test_content_that_would_get_its_own_coding_again_is_left_alone(
+    autojump_clock: MockClock,
+) -> None:
+    async def request_filter(session: Session, _ctx: object) -> bool:
+        compression = session.downstream_modules_ctx.get(ResponseCompression)
+        assert compression is not None
+        compression.adjust_decompression(True, always=True)
+        return False
+
+    recorder = Compressing(hooks={"request_filter": request_filter})
+    body = ENCODE["gzip"](TEXT)
+    origin = giving(KIND, ("content-encoding", "gzip"), ("etag", '"1"'), body=body)
+    got = await answer(recorder, origin, ("accept-encoding", "gzip"))
+    assert (got.body, got.get("etag")) == (body, '"1"')
+    assert got.get("vary") == "Accept-Encoding"  # another client gets something else
 
 
 async def test_a_flush_gives_what_was_held_back_and_then_nothing() -> None:
