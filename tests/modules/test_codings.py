@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests._support.coding import DECODE, ENCODE, zstd
+from tests._support.coding import DECODE, ENCODE, so_far, zstd
 from trioproxy.modules import _codings
 from trioproxy.modules._codings import CODINGS, PIECE, CodingError, available, decoder, encoder
 
@@ -85,6 +85,18 @@ def test_a_piece_never_gives_more_at_a_time_than_there_is_room_for(coding: str) 
     sizes = [len(piece) for piece in given_pieces(coding, [bomb])]
     assert sum(sizes) == 5_000_000
     assert max(sizes) <= 2 * PIECE
+
+
+@codings
+def test_all_that_can_be_decoded_of_a_piece_is_given(coding: str) -> None:
+    data = ENCODE[coding](bytes(300_000))
+    for at in range(len(data)):
+        ours = decoder(coding)
+        ours.feed(data[:at])
+        given = 0
+        while ours.more:
+            given += len(ours.read())
+        assert given == len(so_far(coding)(data[:at]))
 
 
 @codings

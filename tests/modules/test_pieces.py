@@ -17,6 +17,7 @@ from tests._support.recording import Message, Recorder
 from trioproxy import BodyChunk, Headers, RequestHeader, ResponseHeader, Session
 from trioproxy._messages import END, Data, RequestEvent, ResponseEvent, Trailers
 from trioproxy.modules import HttpModule, HttpModuleBuilder, HttpModules
+from trioproxy.proxy._body import RequestBody
 from trioproxy.proxy._chain import request_row, response_row
 
 pairings = pytest.mark.parametrize(
@@ -243,6 +244,32 @@ async def test_a_hook_is_asked_again_with_nothing_until_it_is_through() -> None:
     given += [(await row.go_on(), row.more)]
     assert given == [([Data(b"aa")], True), ([Data(b"bb", True)], False)]
     assert module.calls == [(b"ab", True), (None, True)]
+
+
+async def test_no_more_waits_between_modules_than_came_at_once() -> None:
+    session: Any = _FakeSession()
+    row = response_row(session, [Splitting(), SplittingAgain()])
+    out = await row.pass_on([ResponseHeader(200), Data(bytes(50), True)])
+    while row.more:
+        assert all(len(stage.waiting) <= 1 for stage in row._stages)
+        out += await row.go_on()
+    assert sum(len(event.data) for event in out if type(event) is Data) == 200
+
+
+async def test_a_body_whose_end_has_arrived_has_ended_whatever_modules_are_through_with() -> None:
+    session: Any = _FakeSession()
+    stream: Any = None
+    body = RequestBody(stream, True, [Data(b"abc", True)])
+    body.go_through(request_row(session, [Splitting()]))
+    assert body.ended
+    assert await body.next_batch() == [Data(b"aa")]
+    assert body.ended
+    assert body.readable_now
+    assert not body.done
+    assert await body.read() == b"bb"
+    assert await body.read() == b"cc"
+    assert body.done
+    assert body.bytes_read == 3
 
 
 async def test_nothing_is_flushed_before_the_head_and_behind_the_end() -> None:

@@ -38,8 +38,6 @@ class Inflation:
     limits: InflationLimits
     _taken: int = 0
     _given: int = 0
-    #: Whether the decoder was fed a piece that it is not through with.
-    _reading: bool = False
 
     def step(self, decoder: Decoder, data: bytes | None, end_of_stream: bool) -> tuple[bool, bytes]:
         """Decode a piece, or go on with the last one.
@@ -51,7 +49,7 @@ class Inflation:
           CodingError: it cannot be decoded, or it ends too early.
           TooMuch: a limit is passed.
         """
-        if not self._reading and data:
+        if data:
             self._taken += len(data)
             decoder.feed(data)
         decoded = decoder.read() if decoder.more else b""
@@ -61,7 +59,6 @@ class Inflation:
             raise TooMuch(f"it becomes more than {limits.size} bytes")
         if self._given > limits.free and self._given > limits.ratio * self._taken:
             raise TooMuch(f"it becomes more than {limits.ratio} times as long")
-        self._reading = decoder.more
-        if end_of_stream and not self._reading:
+        if end_of_stream and not decoder.more:
             decoder.finish()
-        return self._reading, decoded
+        return decoder.more, decoded
