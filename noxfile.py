@@ -40,7 +40,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo: ``-- --once`` to end after it, ``-- NAME`` for an example, ``-- --list``."""
-    install(session, package=".[auth,selfsigned]")
+    install(session, package=".[auth,compress,selfsigned,websocket]")
     # On Ctrl-C the child gets the signal as well, and ends by itself.
     session.run("python", "-m", "examples", *session.posargs, interrupt_timeout=15.0)
 

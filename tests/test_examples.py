@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
 import signal
 import ssl
@@ -51,6 +52,7 @@ from examples.api_keys import KEYS, ApiKeys
 from examples.basic_auth import Den
 from examples.bearer_jwt import Tokens, a_token
 from examples.composition import gateway as composed
+from examples.compress import Compress
 from examples.connect_proxy import Egress, through
 from examples.context_access_log import AccessLog
 from examples.cors import Shared
@@ -101,6 +103,7 @@ NAMES = [
     "body_guard",
     "caching_gateway",
     "composition",
+    "compress",
     "connect_proxy",
     "context_access_log",
     "cors",
@@ -203,6 +206,23 @@ async def test_answer_early_refuses_what_is_private() -> None:
         assert (await ask(url, get("/private"))).status == 403
         assert (await ask(url, get("/private", "Authorization: Basic eDp5"))).status == 200
         assert (await ask(url, get("/public"))).body.startswith(b"GET /public\n")
+
+
+async def test_compress_compresses_what_is_asked_for_and_decodes_requests() -> None:
+    async with the_origin() as peer, serving(Compress(peer)) as running:
+        url = running.urls[0]
+        reply = await ask(url, get("/hello", "Accept-Encoding: gzip, br", version="1.0"))
+        assert reply.fields["content-encoding"] == "gzip"
+        assert reply.fields["vary"] == "Accept-Encoding"
+        assert gzip.decompress(reply.body).startswith(b"GET /hello\n")
+        assert (await ask(url, get("/hello"))).body.startswith(b"GET /hello\n")
+        reply = await ask(url, get("/events", "Accept-Encoding: gzip", version="1.0"))
+        assert gzip.decompress(reply.body) == b"data: one\n\ndata: two\n\ndata: three\n\n"
+        body = gzip.compress(b"what is sent")
+        fields = ("Content-Encoding: gzip", f"Content-Length: {len(body)}")
+        reply = await ask(url, get("/", *fields, method="POST") + body)
+        assert reply.body.endswith(b"\n\nwhat is sent")
+        assert b"content-encoding" not in reply.body.lower()
 
 
 async def test_composition_checks_the_private_path_and_marks_all_responses() -> None:

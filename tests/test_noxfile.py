@@ -56,10 +56,12 @@ def test_a_session_installs_groups_that_exist(session: str) -> None:
     assert set(installed) <= set(groups)
 
 
-def test_the_demo_needs_the_core_certificates_and_tokens_alone() -> None:
+def test_the_demo_needs_the_core_and_the_extras_that_it_installs_alone() -> None:
     assert calls("demo", "install") == [[]]
-    assert '".[auth,selfsigned]"' in ast.unparse(SESSIONS["demo"]).replace("'", '"')
-    allowed = {"attrs", "h11", "h2", "joserfc", "trio", "trioproxy", "trustme"}
+    assert '".[auth,compress,selfsigned,websocket]"' in ast.unparse(SESSIONS["demo"]).replace(
+        "'", '"'
+    )
+    allowed = {"attrs", "examples", "h11", "h2", "joserfc", "trio", "trioproxy", "trustme"}
     for path in (ROOT / "examples").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found = {

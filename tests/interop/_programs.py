@@ -173,6 +173,8 @@ def origin(pages: dict[str, tuple[str, bytes]] | None = None) -> Iterator[str]:
             content_type, body = found or ("text/plain", b"no such page\n")
             self._answer(200 if found else 404, content_type, body)
 
+        do_HEAD = do_GET
+
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length")
             body = self._chunks() if length is None else self.rfile.read(int(length))
@@ -192,7 +194,8 @@ def origin(pages: dict[str, tuple[str, bytes]] | None = None) -> Iterator[str]:
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_request(self, code: object = "-", size: object = "-") -> None:
             pass

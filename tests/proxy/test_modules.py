@@ -24,7 +24,7 @@ from trioproxy import (
 )
 from trioproxy._messages import END, Data, ResponseEvent, Trailers
 from trioproxy.modules import HttpModule, HttpModuleBuilder, HttpModules, ModulesCtx
-from trioproxy.proxy._chain import ResponseRow
+from trioproxy.proxy._chain import response_row
 
 
 class Marking(HttpModule):
@@ -482,7 +482,7 @@ def test_a_row_keeps_a_message_a_message(
     async def main() -> None:
         session: Any = _FakeSession()
         witness = _Seen()
-        rows = ResponseRow(session, [Marking(Mark("m", [])), witness])
+        rows = response_row(session, [Marking(Mark("m", [])), witness])
         out: list[ResponseEvent] = []
         edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
         for start, stop in itertools.pairwise(edges):

@@ -18,6 +18,7 @@ from tests.server._network import Program, an_origin, answering, ask, get
 from trioproxy import ConnectRule
 from trioproxy._networks import Networks
 from trioproxy.cache import DiskStorage, MemoryStorage, Storage
+from trioproxy.modules import HttpModules, _codings
 from trioproxy.server import _cli
 from trioproxy.server._cli import main
 from trioproxy.server._reverse import CachingReverse, Reverse
@@ -381,6 +382,41 @@ async def test_what_is_stored_on_disk_is_served_after_a_restart(tmp_path: Path) 
                     assert await program.ends(signal.SIGTERM) == 0
 
 
+# -- compression -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_compressed_unless_it_is_asked_for() -> None:
+    assert reverse(URL).compression is None
+
+
+@pytest.mark.parametrize("more", [(), ("--cache", "memory")])
+def test_compression_takes_what_is_installed_at_levels_of_its_own(more: tuple[str, ...]) -> None:
+    builder = reverse(URL, "--compress", *more).compression
+    assert builder is not None
+    assert builder.algorithm_levels == {"zstd": 3, "br": 5, "gzip": 6, "deflate": 6}
+    assert not builder.on_demand
+
+
+def test_compression_says_what_would_make_it_better(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trioproxy")
+    reverse(URL, "--compress").init_downstream_modules(HttpModules())
+    assert caplog.messages == []
+    for name in ("brotli", "compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(_codings._MODULES, name, None)
+    proxy = reverse(URL, "--compress")
+    modules = HttpModules()
+    proxy.init_downstream_modules(modules)
+    assert proxy.compression is not None
+    assert proxy.compression.algorithm_levels == {"gzip": 6, "deflate": 6}
+    assert modules.builders == (proxy.compression,)
+    assert caplog.messages == [
+        "responses are not compressed in zstd and br: "
+        'python -m pip install "trioproxy[compress]" does that'
+    ]
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -620,6 +656,7 @@ def test_help_lists_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
 OF_REVERSE = {
     "--cache",
     "--cache-size",
+    "--compress",
     "--rewrite-host",
     "--upstream-http",
     "--upstream-ca",
@@ -695,6 +732,7 @@ FOR_HTTP = {
     "--allow-connect": "a.test:443",
     "--cache": "memory",
     "--cache-size": "1M",
+    "--compress": None,
     "--h2c": None,
     "--header-timeout": "15",
     "--http": "auto",

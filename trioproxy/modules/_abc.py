@@ -1,6 +1,6 @@
 """What a module is: a piece of a proxy that can be used again in another one.
 
-A module sees one request and its response through six hooks. Every request has instances of its
+A module sees one request and its response through seven hooks. Every request has instances of its
 own, which the module's builder makes, so that a module may keep state in itself. Several modules
 form a row: what one makes of a message is what the next one gets. A builder with a higher ``order``
 comes first, in both directions.
@@ -31,6 +31,7 @@ HOOKS = (
     "request_body_filter",
     "response_header_filter",
     "response_body_filter",
+    "response_flush_filter",
     "response_trailer_filter",
     "response_done_filter",
 )
@@ -64,14 +65,19 @@ class HttpModule:
 
     async def request_body_filter(
         self, session: Session, body: BodyChunk, end_of_stream: bool
-    ) -> None:
+    ) -> bool | None:
         """Rewrite a piece of the request's body: set ``body.data``.
+
+        Return True where a piece becomes more than one of sensible size: what ``body.data`` is then
+        goes on first, and when that has been taken you are called again for the next, with
+        ``body.data`` None and the same ``end_of_stream``.
 
         When: for every piece of a request that has a body, once, however often the request is
         tried: what goes on is what is kept for another attempt, and what `Session.read_request_body`
         and `Session.peek_request_body` give. ``end_of_stream`` is True exactly once for a body that
         ended properly.
         """
+        return None
 
     async def response_header_filter(
         self, session: Session, response: ResponseHeader, end_of_stream: bool
@@ -85,11 +91,23 @@ class HttpModule:
 
     async def response_body_filter(
         self, session: Session, body: BodyChunk, end_of_stream: bool
-    ) -> None:
+    ) -> bool | None:
         """Rewrite a piece of the response's body: set ``body.data``.
+
+        Return True where a piece becomes more than one of sensible size: what ``body.data`` is then
+        goes on first, and when that has been taken you are called again for the next, with
+        ``body.data`` None and the same ``end_of_stream``.
 
         When: for every piece. ``end_of_stream`` is True exactly once for a body that ended
         properly, and always before the trailers.
+        """
+        return None
+
+    async def response_flush_filter(self, session: Session, body: BodyChunk) -> None:
+        """Set ``body.data`` to what you held back: nothing more is there at the moment.
+
+        When: behind the last piece that is there, where the body goes on; what goes out now is all
+        that the client gets until more comes.
         """
 
     async def response_trailer_filter(self, session: Session, trailers: Headers) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from .._errors import ErrorType, ProxyError
 from .._messages import END, Data, End, RequestEvent, Trailers
@@ -12,8 +12,20 @@ from ..streams._abc import DownstreamStream
 RETRY_BUFFER = 65536
 
 BodyEvent = Data | Trailers | End
-#: What makes of a body's events what goes on of them.
-PassOn = Callable[[list[BodyEvent]], Awaitable[list[BodyEvent]]]
+
+
+class Row(Protocol):
+    """What makes of a body's events what goes on of them."""
+
+    @property
+    def more(self) -> bool:
+        """Whether there is more of what was passed on already."""
+
+    async def pass_on(self, events: list[BodyEvent]) -> list[BodyEvent]:
+        """Return what becomes of events, or the first of it."""
+
+    async def go_on(self) -> list[BodyEvent]:
+        """Return the next of it."""
 
 
 class RequestBody:
@@ -25,11 +37,12 @@ class RequestBody:
     """
 
     __slots__ = (
+        "_end_arrived",
         "_kept",
-        "_pass_on",
         "_pending",
         "_raw",
         "_replay",
+        "_row",
         "_size",
         "_stream",
         "_trailers",
@@ -53,8 +66,9 @@ class RequestBody:
         self.truncated = False
         self._pending: list[BodyEvent] = pending if expected else []  # type: ignore[assignment]
         #: The modules that the body goes through first, and what has not gone through them yet.
-        self._pass_on: PassOn | None = None
+        self._row: Row | None = None
         self._raw: list[BodyEvent] = []
+        self._end_arrived = False
         self._kept: list[bytes] = []
         self._size = 0
         self._trailers: Trailers | None = None
@@ -70,31 +84,36 @@ class RequestBody:
     def ended(self) -> bool:
         """Whether the body's end has arrived, read or not."""
         waiting = self._raw or self._pending
-        return self.done or (bool(waiting) and _ends(waiting[-1]))
+        return self.done or self._end_arrived or (bool(waiting) and _ends(waiting[-1]))
 
     @property
     def readable_now(self) -> bool:
         """Whether `next_batch` has something without waiting for the client."""
-        if self._pending or self._raw:
+        if self._pending or self._raw or (self._row is not None and self._row.more):
             return True
         return self._replay and (bool(self._kept) or self.done)
 
-    def go_through(self, pass_on: PassOn) -> None:
+    def go_through(self, row: Row) -> None:
         """Have modules see the body first; nothing of it was read yet."""
-        self._pass_on = pass_on
+        self._row = row
         self._raw, self._pending = self._pending, []
 
     async def _arrived(self) -> list[BodyEvent]:
         """Return what came next, as the modules have made it."""
+        row = self._row
         while True:
-            if self._raw:
-                batch, self._raw = self._raw, []
+            if row is not None and row.more:
+                batch = await row.go_on()
             else:
-                batch = await self._stream.receive_batch()  # type: ignore[assignment]
-            if self._pass_on is None:
-                return batch
-            self.bytes_read += sum(len(event.data) for event in batch if type(event) is Data)
-            batch = await self._pass_on(batch)
+                if self._raw:
+                    batch, self._raw = self._raw, []
+                else:
+                    batch = await self._stream.receive_batch()  # type: ignore[assignment]
+                if row is None:
+                    return batch
+                self.bytes_read += sum(len(event.data) for event in batch if type(event) is Data)
+                self._end_arrived = _ends(batch[-1])
+                batch = await row.pass_on(batch)
             if batch:
                 return batch
 
@@ -140,7 +159,7 @@ class RequestBody:
             kind = type(event)
             if kind is Data:
                 data = event.data  # type: ignore[union-attr]
-                if self._pass_on is None:
+                if self._row is None:
                     self.bytes_read += len(data)
                 if not self.truncated:
                     self._size += len(data)

@@ -312,11 +312,16 @@ def fit_to_request(
     if unchanged:
         not_modified(head)
         return None
-    if not ranges or session.ignore_downstream_range:
+    if not ranges or session.ignore_downstream_range or _recoded(session, head):
         return NoRange()
     session._phase = "range_header_filter"
     chosen: RangeType = filters.range_header_filter(session, head, ctx)
     return None if isinstance(chosen, InvalidRange) else chosen
+
+
+def _recoded(session: Session, head: ResponseHeader) -> bool:
+    """Tell whether the client may get other bytes than these, as we have encoded them for storing."""
+    return session._upstream_compression is not None and b"content-encoding" in head.headers
 
 
 async def serve_stored(

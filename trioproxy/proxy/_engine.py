@@ -517,7 +517,9 @@ class Engine:
             upstream = over_tunnel.over(upstream, request)
         tap = None
         staged = (
-            filters.adjust_upstream_modules is not None or session._upstream_modules is not None
+            filters.adjust_upstream_modules is not None
+            or session._upstream_modules is not None
+            or session._upstream_compression is not None
         )
         if staged:
             upstream = ModuleStream(upstream, session, filters, ctx)

@@ -23,6 +23,7 @@ import attrs
 from .._errors import ErrorSource, ErrorType, ProxyError
 from ..cache._key import default_cache_key
 from ..cache._policy import NoCacheReason, Uncacheable
+from ..modules._compression import ResponseCompressionBuilder
 from ..semantics._conditional import evaluate_conditions
 from ..semantics._range import range_header
 from ._plan import CALLBACKS, Plan, check_class, make_plan
@@ -110,8 +111,11 @@ class ProxyHttp(ABC, Generic[CtxT]):
         """Add the modules of the client's side: ``modules.add_module(builder)``.
 
         When: once, when the object begins to be served. An exception keeps it from being served.
-        Default: none. Pingora: ``init_downstream_modules``.
+        Default: `trioproxy.modules.ResponseCompressionBuilder` at level 0, which a filter switches
+        on; where you override this, add it yourself or do without. Pingora:
+        ``init_downstream_modules``.
         """
+        modules.add_module(ResponseCompressionBuilder())
 
     def init_upstream_modules(self, modules: HttpModules) -> None:
         """Add the modules of the upstream's side, which act before any filter and the cache.

@@ -26,10 +26,11 @@ from .._websocket import WebSocketOptions
 from ..cache._http_cache import HttpCache
 from ..codec._h1_write import Framing, encode_request_head
 from ..modules._abc import ModulesCtx
+from ..modules._compression import ResponseCompression, upstream_compression
 from ..semantics._forwarding import append_forwarded, append_via, set_forwarded
 from ..upstream._fetch import Fetched, fetch
 from ._body import RequestBody
-from ._chain import RESPONSE_HOOKS, ResponseRow
+from ._chain import RESPONSE_HOOKS, Row, response_row
 from ._failure import canned_head
 from ._websocket import MessageFilter
 
@@ -91,6 +92,7 @@ class Session:
         "_started",
         "_subrequest",
         "_upstream",
+        "_upstream_compression",
         "_upstream_modules",
         "downstream_session",
         "error",
@@ -110,8 +112,9 @@ class Session:
         #: The modules of either side; None where nobody has asked for one yet.
         self._modules: ModulesCtx | None = None
         self._upstream_modules: ModulesCtx | None = None
+        self._upstream_compression: ResponseCompression | None = None
         #: The modules that the response goes through, and whether it goes past them.
-        self._row: ResponseRow | None = None
+        self._row: Row[ResponseEvent] | None = None
         self._plain = False
         #: The client's side of the exchange, a message stream.
         self.downstream_session = stream
@@ -181,6 +184,19 @@ class Session:
         if self._upstream_modules is None:
             self._upstream_modules = ModulesCtx(self._filters.upstream_modules)
         return self._upstream_modules
+
+    @property
+    def upstream_compression(self) -> ResponseCompression:
+        """The compression that acts on what the origin sends, before the filters and the cache.
+
+        It is off until it is adjusted. What it made is what the cache stores, once for all clients;
+        the compression on the client's side then decodes it for those that do not take it. Adjust it
+        in `request_filter` or before, for every request that may be answered with what was stored
+        like that.
+        """
+        if self._upstream_compression is None:
+            self._upstream_compression = upstream_compression(self)
+        return self._upstream_compression
 
     # -- the request -----------------------------------------------------------------------------
 
@@ -467,27 +483,32 @@ class Session:
 
     async def _send_events(self, *events: ResponseEvent) -> None:
         """Send events of the response through the modules, and count them: the one way out."""
+        row = None
         if self._modules is not None and not self._plain:
             events = await self._through_modules(self._modules, events)
-            if not events:
-                return
-        before = (self._body_bytes_sent, self._finished, self._response)
-        for event in events:
-            kind = type(event)
-            if kind is Data:
-                self._body_bytes_sent += len(event.data)  # type: ignore[union-attr]
-                if event.end:  # type: ignore[union-attr]
+            row = self._row
+        while True:
+            before = (self._body_bytes_sent, self._finished, self._response)
+            for event in events:
+                kind = type(event)
+                if kind is Data:
+                    self._body_bytes_sent += len(event.data)  # type: ignore[union-attr]
+                    if event.end:  # type: ignore[union-attr]
+                        self._finished = True
+                elif kind is ResponseHeader:
+                    self._response = event  # type: ignore[assignment]
+                elif event is END:
                     self._finished = True
-            elif kind is ResponseHeader:
-                self._response = event  # type: ignore[assignment]
-            elif event is END:
-                self._finished = True
-        try:
-            await self.downstream_session.send(*events)
-        except ProxyError as exc:
-            if exc.esource is not ErrorSource.DOWNSTREAM:  # refused: nothing of it was sent
-                self._body_bytes_sent, self._finished, self._response = before
-            raise
+            if events:
+                try:
+                    await self.downstream_session.send(*events)
+                except ProxyError as exc:
+                    if exc.esource is not ErrorSource.DOWNSTREAM:  # refused: nothing was sent
+                        self._body_bytes_sent, self._finished, self._response = before
+                    raise
+            if row is None or not row.more:
+                return
+            events = tuple(await row.go_on())
 
     async def _through_modules(
         self, modules: ModulesCtx, events: tuple[ResponseEvent, ...]
@@ -497,7 +518,7 @@ class Session:
             return events
         if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
             acting = modules.with_hook(*RESPONSE_HOOKS)
-            self._row = ResponseRow(self, acting) if acting else None
+            self._row = response_row(self, acting) if acting else None
         return events if self._row is None else tuple(await self._row.pass_on(events))
 
     # -- the upstream ----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from ..stream._filters import ProxyStream
 from ..stream._peer import StreamPeer
 from ..transport._tls_server import TlsAcceptor
 from ._kinds import Proxy, kind_of
-from ._reverse import CachingReverse, Reverse, upstreams
+from ._reverse import CachingReverse, Reverse, compression, upstreams
 from ._reverse_stream import StreamReverse, stream_upstreams
 from ._run import run
 
@@ -44,6 +44,7 @@ HTTP_ONLY = frozenset(
         "allow_connect",
         "cache",
         "cache_size",
+        "compress",
         "h2c",
         "header_timeout",
         "http",
@@ -399,6 +400,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         default=256 << 20,
         help="what the cache may hold; K, M, G may follow (default 256M)",
     )
+    reverse.add_argument(
+        "--compress",
+        action="store_true",
+        help="compress responses for clients that accept zstd, br, gzip or deflate, as far as they "
+        "are installed",
+    )
     program = commands.add_parser(
         "run",
         parents=[shared],
@@ -498,11 +505,13 @@ def _proxy(options: argparse.Namespace, command: _Parser) -> Proxy:
         peers = upstreams(origins, http=options.upstream_http, **trust)
     except ValueError as exc:
         command.error(f"argument {exc}")
+    compresses = compression() if options.compress else None
     if options.cache == "off":
-        return Reverse(peers, rewrite_host=options.rewrite_host)
+        return Reverse(peers, rewrite_host=options.rewrite_host, compression=compresses)
     return CachingReverse(
         peers,
         rewrite_host=options.rewrite_host,
+        compression=compresses,
         shared_cache=SharedCache(storage=store(options, command)),
     )
 
