@@ -17,6 +17,7 @@ from tests.server._network import (
     get,
     mirror,
     receive_all,
+    receive_until,
     serving,
 )
 from trioproxy import ErrorSource, ErrorType, HttpPeer, ProxyError
@@ -326,3 +327,25 @@ def test_a_turn_is_a_requests_own() -> None:
     first, second, third = proxy.new_ctx(), proxy.new_ctx(), proxy.new_ctx()
     assert [ctx.index for ctx in (first, second, third)] == [0, 1, 0]
     assert all(attrs.astuple(ctx)[1] == 2 for ctx in (first, second, third))
+
+
+@pytest.mark.parametrize("mode", ["out", "off"])
+async def test_what_a_connect_names_gets_no_header_whatever_the_origins_get(mode: str) -> None:
+    async def target(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"got " + await receive_until(stream, b"."))
+
+    with trio.fail_after(10):
+        async with an_origin(target) as url:
+            proxy = Reverse([HttpPeer.parse(url)])
+            conf: dict[str, Any] = {"proxy_protocol": mode, "allow_connect": ("127.0.0.1:*",)}
+            async with (
+                serving(proxy, **conf) as running,
+                await connect(running.urls[0]) as stream,
+            ):
+                authority = url.removeprefix("http://").encode()
+                await stream.send_all(
+                    b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % ((authority,) * 2)
+                )
+                assert (await receive_until(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                await stream.send_all(b"hello.")
+                assert await receive_until(stream, b".") == b"got hello."

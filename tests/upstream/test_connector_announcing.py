@@ -173,6 +173,14 @@ def test_a_peer_that_announces_is_the_same_peer_but_for_its_connections() -> Non
     assert encode_proxy_header(HEADER) == encode_proxy_header(one.announce.header)  # type: ignore[union-attr]  # it has one
 
 
+def test_a_tunnel_announces_only_where_its_peer_asks_for_that() -> None:
+    peer = HttpPeer("a", 80)
+    assert peer.raw().options.proxy_protocol == 0
+    announcing = peer.announcing(CLIENT, 2).raw()
+    assert announcing.announce is not None
+    assert announcing.options.proxy_protocol is None
+
+
 @pytest.mark.parametrize("wrong", [3, -1, True, "2"])
 def test_a_version_that_there_is_not_is_refused(wrong: Any) -> None:
     with pytest.raises(
