@@ -17,6 +17,7 @@ _OF_HTTP = (
     "idle_timeout",
     "allow_h1_response_invalid_content_length",
     "http_version",
+    "custom",
     "max_h2_streams",
     "h2_ping_interval",
     "h2_stream_window_size",
