@@ -162,6 +162,40 @@ async def test_a_listener_may_speak_nothing_else() -> None:
         await chat(stream)
 
 
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_proxy_header_may_come_before_it(secure: bool) -> None:
+    header = b"PROXY TCP4 192.0.2.7 192.0.2.8 1234 443\r\n"
+    tls = TlsSettings(CERTIFICATE) if secure else None
+    conf = trioproxy.ServerConf(proxy_protocol="in", trusted_proxies=("127.0.0.0/8",))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            options = PeerOptions(custom=PROTOCOL)
+            proxy = Forward(HttpPeer("127.0.0.1", await an_origin(nursery), options=options))
+            bind = Listener("127.0.0.1:0", tls=tls, custom=PROTOCOL, http="off")
+            running = await nursery.start(
+                lambda task_status: trioproxy.serve(proxy, bind, conf=conf, task_status=task_status)
+            )
+            plain = await trio.open_tcp_stream("127.0.0.1", port_of(running))
+            codec = PROTOCOL.client()
+            first = b"" if secure else codec.encode(ROOM) + codec.encode(END)
+            await plain.send_all(header + first)
+            if secure:
+                context = ssl.create_default_context()
+                AUTHORITY.configure_trust(context)
+                stream: Any = trio.SSLStream(
+                    plain, context, server_hostname="localhost", https_compatible=True
+                )
+                await chat(stream)
+            else:
+                party = Party(plain, codec)
+                await party.send(Message(b"goodbye"))
+                while await party.receive() is not END:
+                    pass
+            await plain.aclose()
+            assert running.statistics().sessions_total == (2 if secure else 1)
+            nursery.cancel_scope.cancel()
+
+
 async def test_an_origin_is_asked_by_alpn() -> None:
     async with trio.open_nursery() as nursery:
         port = await an_origin(nursery, server_context("lp/1"))
