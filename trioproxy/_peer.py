@@ -433,6 +433,8 @@ class HttpPeer:
         options = self.options
         if options.http_version != (1, 1):  # no HTTP/2 is to be agreed on for the two ends of it
             options = options.with_http_version(1, 1)
+        if self.announce is None:  # nor by what the server says of its origins
+            options = attrs.evolve(options, proxy_protocol=0)
         peer = attrs.evolve(self, options=options)
         object.__setattr__(peer, "carries_bytes", True)
         object.__setattr__(peer, "reuse_key", ("tunnel", peer.reuse_key))

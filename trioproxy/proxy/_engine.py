@@ -433,17 +433,15 @@ class Engine:
             error.decide_reuse(False)
             return error
         session._peer_name = peer.name
-        way = peer
+        way, tunnel = peer, session.is_connect_req()
         version = peer.options.proxy_protocol
-        if version is None:
-            version = self._announces
+        if version is None:  # what a CONNECT names is nobody that we have agreed with
+            version = 0 if tunnel else self._announces
         if version:  # its connections are this client connection's own
             way = peer.announcing(session.downstream_session.info, version)
         try:
             offers = session.req_header().offers is not None
-            lease = await self._services.pool.lease(
-                way, fresh=fresh, http1=offers, raw=session.is_connect_req()
-            )
+            lease = await self._services.pool.lease(way, fresh=fresh, http1=offers, raw=tunnel)
         except Exception as exc:  # a connector of the user's own may raise anything
             error = as_proxy_error(exc, session, "connecting")
             return self._connect_failed(session, ctx, peer, error)
