@@ -138,6 +138,15 @@ async def test_a_trusted_proxy_says_who_the_client_is_before_tls_and_http(
         version=1 if hello == LINE else 2, source=ANNOUNCED[0], destination=ANNOUNCED[1]
     )
     assert (digest.tls is not None) == down.tls
+    assert seen.trusted == [False]  # what the announced client writes is its own word
+
+
+async def test_an_announced_client_that_is_itself_a_trusted_proxy_is_believed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    conf = IN | {"trusted_proxies": (NETWORK, "203.0.113.0/24")}
+    async with open_entrance(LEGS[0], LINE, **conf) as (seen, gateway):
+        assert (await gateway.exchange()).status == 200
     assert seen.trusted == [True]
 
 
@@ -426,7 +435,7 @@ async def test_unix_sockets_are_trusted_by_a_word_of_their_own(
         ) as running:
             assert (await ask(running.urls[0], LINE + get())).status == status
     assert seen.addresses == ([ANNOUNCED] if status == 200 else [])
-    assert seen.trusted == ([True] if status == 200 else [])
+    assert seen.trusted == ([False] if status == 200 else [])
 
 
 # -- the connection filter -----------------------------------------------------------------------------

