@@ -24,7 +24,7 @@ from trioproxy import (
     Session,
 )
 from trioproxy.cache import Cacheable, CacheMeta, NoCacheReason, Uncacheable
-from trioproxy.modules import HttpModules
+from trioproxy.modules import HttpModules, ResponseCompressionBuilder
 from trioproxy.proxy._bound import Filters
 from trioproxy.proxy._compose import _RULES, bind, parts
 from trioproxy.proxy._plan import CALLBACKS
@@ -443,6 +443,22 @@ def test_members_add_their_modules_and_the_default_ones_only_once() -> None:
 
     bind(Chain(Recorder(), Own(), Own()))
     assert calls == ["own", "own"]
+
+
+def test_members_may_add_the_same_module_and_not_two_kinds_of_one() -> None:
+    class Level(Recorder):
+        level = 0
+
+        def init_downstream_modules(self, modules: HttpModules) -> None:
+            modules.add_module(ResponseCompressionBuilder(level=self.level))
+
+    one, two = Level(), Level()
+    filters = bind(Chain(one, two))
+    assert filters.modules is not None
+    assert len(filters.modules.builders) == 1
+    two.level = 6
+    with pytest.raises(ValueError, match="there is a module ResponseCompression already"):
+        bind(Chain(one, two))
 
 
 class Answering(Recorder):

@@ -252,12 +252,19 @@ def _contexts(members: list[ProxyHttp[Any]]) -> Callable[[], tuple[Any, ...]]:
 
 
 def _modules(members: list[ProxyHttp[Any]], *, downstream: bool) -> HttpModules:
-    """Let every member add its modules; the default ones only where no member says otherwise."""
+    """Let every member add its modules; the default ones only where no member says otherwise.
+
+    Members may each add the same: a builder that equals one that is there already is not added.
+    """
     name = "init_downstream_modules" if downstream else "init_upstream_modules"
     modules = HttpModules()
     own = [member for member in members if name in plan_of(type(member)).overrides]
     for member in own or members[-1:]:
-        getattr(member, name)(modules)
+        added = HttpModules()
+        getattr(member, name)(added)
+        for builder in added.builders:
+            if builder not in modules.builders:
+                modules.add_module(builder)
     return modules
 
 
