@@ -49,7 +49,10 @@ nitpick_ignore_regex = [
         r"(trio|attrs|os|pathlib|logging|http|math|collections\.abc|contextlib|typing|argparse|ipaddress)\..*",
     ),
     (r"py:.*|any", "|".join(sorted(name for name in dir(builtins) if name[0] != "_"))),
-    (r"py:.*|any", r"Awaitable|CtxT|Exchanges|(Message|Downstream|Upstream)Stream(\.\w+)?"),
+    (
+        r"py:.*|any",
+        r"Awaitable|CtxT|Exchanges|TaskFilter|(Message|Downstream|Upstream)Stream(\.\w+)?",
+    ),
     # What the options of modules take, which their descriptions tell.
     (r"py:.*|any", r"Callable\[\[\]|Applies|Allows|Check(Key|Password)|Fetched|Key"),
     # Parts of the engine that a signature names and that nobody has to know.

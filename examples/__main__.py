@@ -67,6 +67,8 @@ ORIGINS = {
     "purge": serve_cacheable,
     "stale_on_error": serve_cacheable,
 }
+#: The examples with a second origin like the first one.
+TWO_ORIGINS = ("hedge", "mirror", "subrequest")
 #: The examples below HTTP.
 STREAMS = ("sni_router", "tcp_proxy")
 
@@ -426,6 +428,8 @@ def run_example(name: str, about: str) -> None:
             origins = [origin.replace("http:", "tcp:") for origin in origins]
         if name == "failover":
             origins.insert(0, stack.enter_context(nobody()))
+        if name in TWO_ORIGINS:
+            origins.append(stack.enter_context(an_origin()))
         if name == "connect_proxy":
             origins.append(stack.enter_context(an_origin(serve_connect)))
         if name == "forward_auth":

@@ -33,6 +33,7 @@ from trioproxy import (
     custom,
     modules,
     stream,
+    subrequests,
     websocket,
 )
 from trioproxy._networks import Networks
@@ -161,6 +162,9 @@ def test_the_reference_has_every_public_name() -> None:
     assert public | {"__version__"} <= documented
 
 
+SUB_PACKAGES = (cache, modules, custom, subrequests, websocket)
+
+
 def offered(package: ModuleType) -> list[str]:
     """Return the public names of a sub-package."""
     return sorted(
@@ -170,7 +174,7 @@ def offered(package: ModuleType) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("package", [cache, modules, custom, websocket])
+@pytest.mark.parametrize("package", SUB_PACKAGES)
 def test_the_reference_has_every_name_of_a_sub_package(package: ModuleType) -> None:
     name = re.escape(package.__name__)
     pattern = rf"^\.\. (?:auto\w+|py:data):: {name}\.(\w+)(?![.\w])"
@@ -180,11 +184,7 @@ def test_the_reference_has_every_name_of_a_sub_package(package: ModuleType) -> N
 
 @pytest.mark.parametrize(
     ("package", "name"),
-    [
-        (package, name)
-        for package in (cache, modules, custom, websocket)
-        for name in offered(package)
-    ],
+    [(package, name) for package in SUB_PACKAGES for name in offered(package)],
 )
 def test_what_a_sub_package_offers_says_what_it_is(package: ModuleType, name: str) -> None:
     value = getattr(package, name)
@@ -557,8 +557,8 @@ def test_the_readme_opens_with_what_why_two_commands_and_a_short_proxy() -> None
 
 
 def test_the_readme_counts_the_callbacks() -> None:
-    assert len(CALLBACKS) == 39
-    assert "**Thirty-nine callbacks" in read("README.md")
+    assert len(CALLBACKS) == 40
+    assert "**Forty callbacks" in read("README.md")
 
 
 def test_the_rules_of_a_chain_name_every_callback_that_has_one() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import re
 import signal
 import ssl
@@ -28,6 +29,7 @@ from examples import (
     grpc_web_page,
     h2_to_h1,
     image_origin,
+    mirror,
     mtls,
     per_user_key,
     proxy_protocol,
@@ -57,8 +59,11 @@ from examples.connect_proxy import Egress, through
 from examples.context_access_log import AccessLog
 from examples.cors import Shared
 from examples.failover import Failover
+from examples.fan_out import FanOut
 from examples.forward_auth import AskFirst
+from examples.hedge import Hedging
 from examples.inside_trio_app import Forward
+from examples.mirror import Mirroring
 from examples.part_of_a_site import Shop
 from examples.request_ids import RequestIds
 from examples.retry_backoff import Patient
@@ -68,6 +73,7 @@ from examples.server_sent_events import NumberEvents
 from examples.slow_client_guard import CONF, MOST, Guard
 from examples.sni_router import SniRouter
 from examples.sse_filter import FilterEvents
+from examples.subrequest import AskBefore
 from examples.tcp_proxy import StrikeOut
 from examples.trusted_proxies import TrustedProxies
 from examples.websocket_filter import Polite
@@ -91,6 +97,7 @@ from tests.server._network import (
 from trioproxy import BodyChunk, HttpPeer, TlsSettings
 from trioproxy.connections import ConnectionInfo
 from trioproxy.stream import StreamPeer
+from trioproxy.subrequests import Mirrored
 
 pytestmark = pytest.mark.socket
 
@@ -109,13 +116,16 @@ NAMES = [
     "cors",
     "custom_protocol",
     "failover",
+    "fan_out",
     "forward_auth",
     "forward_proxy",
     "grpc_router",
     "grpc_web_page",
     "h2_to_h1",
+    "hedge",
     "image_origin",
     "inside_trio_app",
+    "mirror",
     "mtls",
     "part_of_a_site",
     "per_user_key",
@@ -130,6 +140,7 @@ NAMES = [
     "sni_router",
     "sse_filter",
     "stale_on_error",
+    "subrequest",
     "tcp_proxy",
     "tls_gateway",
     "trusted_proxies",
@@ -291,6 +302,91 @@ async def test_failover_gives_up_when_both_are_down() -> None:
         async with serving(Failover(peers)) as running:
             assert (await ask(running.urls[0])).status == 502
             assert running.statistics().retries == 1
+
+
+async def test_fan_out_merges_what_the_parts_have_answered() -> None:
+    async with the_origin() as peer, serving(FanOut(peer)) as running:
+        (url,) = running.urls
+        reply = await ask(url, get("/all?one,count"))
+        assert (reply.status, reply.fields["content-type"]) == (200, "application/json")
+        parts = json.loads(reply.body)
+        assert list(parts) == ["one", "count"]
+        assert parts["one"].startswith("GET /one\n")
+        assert parts["count"] == "one\ntwo\nthree\nfour\nfive\n"
+        assert (await ask(url, get("/other"))).body.startswith(b"GET /other\n")
+        assert (await ask(url, get("/all?../x"))).status == 400
+
+
+async def test_fan_out_does_without_a_part_that_fails() -> None:
+    with trio.fail_after(20), runner.nobody() as dead:
+        async with serving(FanOut(HttpPeer.parse(dead))) as running:
+            reply = await ask(running.urls[0], get("/all?one,two"))
+            assert json.loads(reply.body) == {"one": None, "two": None}
+
+
+async def test_hedge_takes_the_answer_of_who_is_faster() -> None:
+    left = trio.Event()
+
+    async def never(stream: trio.SocketStream) -> None:
+        async for _ in stream:
+            pass
+        left.set()
+
+    async with (
+        the_origin() as peer,
+        an_origin(never) as slow,
+        serving(Hedging([HttpPeer.parse(slow), peer])) as running,
+    ):
+        reply = await ask(running.urls[0], get("/a"))
+        assert (reply.status, reply.fields["x-attempts"]) == (200, "2")
+        assert reply.body.startswith(b"GET /a\n")
+        await left.wait()
+        statistics = running.statistics()
+        assert (statistics.hedges, statistics.hedges_won, statistics.pool.leased) == (1, 1, 0)
+
+
+async def test_mirror_compares_what_both_answered(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = trio.Event()
+    compare = mirror.compare
+
+    def compare_and_tell(mirrored: Mirrored) -> None:
+        compare(mirrored)
+        told.set()
+
+    monkeypatch.setattr(mirror, "compare", compare_and_tell)
+    refuses = answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    async with (
+        the_origin() as peer,
+        an_origin(refuses) as shadow,
+        serving(Mirroring(peer, HttpPeer.parse(shadow))) as running,
+    ):
+        assert (await ask(running.urls[0], get("/a"))).status == 200
+        await told.wait()
+    assert "GET '/a': 200, mirror 404: DIFFERENT\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_subrequest_asks_before_the_origin_is_asked(allowed: bool) -> None:
+    status = b"204 No Content" if allowed else b"401 Unauthorized"
+    says = b"HTTP/1.1 %b\r\nServer: guard\r\nWWW-Authenticate: Basic\r\n" % status
+    length = b"" if allowed else b"Content-Length: 0\r\n"
+    async with (
+        the_origin() as peer,
+        an_origin(answering(says + length + b"\r\n")) as authority,
+        serving(AskBefore(peer, HttpPeer.parse(authority))) as running,
+    ):
+        request = (
+            b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc"
+        )
+        reply = await ask(running.urls[0], request)
+        if allowed:
+            assert reply.status == 200
+            assert b"x-checked-by: guard\n" in reply.body
+            assert reply.body.endswith(b"\n\nabc")
+        else:
+            assert (reply.status, reply.fields["www-authenticate"]) == (401, "Basic")
 
 
 async def test_context_access_log_numbers_requests_and_prints_a_line(
@@ -932,6 +1028,9 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
         ("context_access_log", "x-request-id: 1", "GET /hello -> 200"),
         ("cors", "Vary: Origin", "-H 'Origin: https://www.app.example'"),
         ("failover", "x-attempts: 2", "$ curl -i http://127.0.0.1:"),
+        ("hedge", "x-attempts: 1", "$ curl -i http://127.0.0.1:"),
+        ("mirror", "Server: origin", "$ curl -i -d 'the same for both' http://127.0.0.1:"),
+        ("subrequest", "Server: origin", "$ curl -i http://127.0.0.1:"),
         ("h2_to_h1", "x-versions: HTTP/1.1 from the client, HTTP/1.1 to the origin", "$ curl -i "),
         ("inside_trio_app", "Server: origin", "the program goes on without it\n"),
         ("sse_filter", "Server: origin", "$ curl -N http://127.0.0.1:"),

@@ -217,7 +217,7 @@ def test_the_engine_knows_no_stream_but_the_interface() -> None:
         if _entry(each.importer) == "proxy" and _is(each.target, "trioproxy.streams")
     }
     # A request that the proxy makes of itself is an exchange in memory.
-    streams.remove(("proxy._renew", "trioproxy.streams._memory"))
+    streams.remove(("proxy._subrequest", "trioproxy.streams._memory"))
     assert {target for _, target in streams} == {"trioproxy.streams._abc"}
 
 

@@ -51,6 +51,7 @@ SUB_PACKAGES = {
     "custom",
     "websocket",
     "stream",
+    "subrequests",
 }
 DOCUMENTED = [name for name in NAMES if name != "__version__"]
 

@@ -185,8 +185,8 @@ class ServerConf:
         its turn. None for no limit.
       pool_wait_timeout: How long it may wait.
       pool_size: Idle upstream connections kept.
-      max_background_requests: Requests at once that the proxy makes of itself, to renew what is
-        stored in a cache.
+      max_background_requests: Requests at once that nobody waits for: mirrors, subrequests in the
+        background, renewals of what is stored in a cache.
       background_timeout: How long such a request may take.
       grace: How long a graceful stop waits.
       http1_codec: ``"auto"`` or ``"h11"``.

@@ -21,6 +21,12 @@ class SessionCounts:
       sessions_total: All since the start.
       sessions_shed: Those that were refused, as ``max_sessions`` ran.
       retries: Attempts after the first of a session.
+      hedges: Attempts that joined one which was not answered in time.
+      hedges_won: Those of them that were answered first.
+      subrequests: Sessions of requests that the proxy makes of itself, now.
+      subrequests_total: The same since the start.
+      subrequests_refused: Subrequests that were not made.
+      mirrors_dropped: Requests whose mirror was given up.
       errors: What sessions ended with, by source and kind.
     """
 
@@ -28,6 +34,12 @@ class SessionCounts:
     sessions_total: int = attrs.field(init=False, default=0)
     sessions_shed: int = attrs.field(init=False, default=0)
     retries: int = attrs.field(init=False, default=0)
+    hedges: int = attrs.field(init=False, default=0)
+    hedges_won: int = attrs.field(init=False, default=0)
+    subrequests: int = attrs.field(init=False, default=0)
+    subrequests_total: int = attrs.field(init=False, default=0)
+    subrequests_refused: int = attrs.field(init=False, default=0)
+    mirrors_dropped: int = attrs.field(init=False, default=0)
     errors: Counter[str] = attrs.field(init=False, factory=Counter)
 
     def count_error(self, error: ProxyError) -> None:

@@ -133,6 +133,25 @@ class RequestBody:
             ).into_in()
         self._replay = True
 
+    async def whole(self) -> list[BodyEvent] | None:
+        """Return the whole body, read to its end; None where that is more than is kept.
+
+        Raises:
+          ProxyError: the client left, stalled, or its body is malformed.
+        """
+        if not self.expected:
+            return [END]
+        if self.truncated or not (await self.peek(RETRY_BUFFER))[1]:
+            return None
+        while not self.done:
+            await self._read()
+        events: list[BodyEvent] = []
+        if self._kept:
+            events.append(Data(b"".join(self._kept), self._trailers is None))
+        if self._trailers is not None:
+            events += (self._trailers, END)
+        return events or [END]
+
     async def next_batch(self) -> list[BodyEvent]:
         """Return the next events: the replayed ones first, as one chunk, then live ones."""
         if self._replay:
@@ -210,6 +229,22 @@ class RequestBody:
             if data:
                 return data
         return None
+
+
+class WholeBody:
+    """A body that is all here, for one of several attempts at once."""
+
+    __slots__ = ("_events",)
+
+    #: See `RequestBody.readable_now`.
+    readable_now = True
+
+    def __init__(self, events: list[BodyEvent]) -> None:
+        self._events = events
+
+    async def next_batch(self) -> list[BodyEvent]:
+        """Return all of its events."""
+        return self._events
 
 
 def _ends(event: BodyEvent) -> bool:

@@ -31,6 +31,7 @@ class Filters:
     range_header_filter: Callback
     should_serve_stale: Callback
     early_request_filter: Callback | None = None
+    allow_spawning_subrequest: Callback | None = None
     request_filter: Callback | None = None
     request_cache_filter: Callback | None = None
     is_purge: Callback | None = None

@@ -47,6 +47,7 @@ from ..streams._abc import UpstreamStream
 from ._failure import as_proxy_error, canned_head
 from ._over import OverStream
 from ._pump import Exchange, check_delay, pump_response
+from ._subrequest import renew
 
 if TYPE_CHECKING:
     from .._config import ServerConf
@@ -113,7 +114,8 @@ async def cache_stage(session: Session, filters: Filters, ctx: Any, conf: Server
         if filters.is_purge(session, ctx):
             await _purge(session, filters, ctx, conf)
             return True
-    permit, session._permit = session._permit, None
+    subrequest = session.subrequest_ctx
+    permit = None if subrequest is None else subrequest.take_permit()
     if cache is None or not cache.enabled():
         if permit is not None:  # those who wait for this request wait in vain
             permit.release(LockStatus.TRANSIENT_ERROR)
@@ -268,7 +270,7 @@ def _may_serve_while_updating(
     session._phase = "should_serve_stale"
     if not filters.should_serve_stale(session, ctx, None):
         return False
-    return waits or session._services.revalidate(session, cache)
+    return waits or renew(session, cache)
 
 
 def stored_validators(cache: HttpCache) -> ResponseHeader | None:

@@ -492,6 +492,7 @@ _any_true = _until(bool, False)
 _RULES: dict[str, Callable[[list[Call], int, set[int]], Callable[..., Any]]] = {
     "on_connection_reuse": _taken,
     "early_request_filter": _forward,
+    "allow_spawning_subrequest": _any_true,
     "request_filter": _any_true,
     "request_cache_filter": _forward,
     "cache_key_callback": _last,

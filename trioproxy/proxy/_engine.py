@@ -23,26 +23,28 @@ from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
 from .._info import Digest
 from .._messages import RequestHeader
 from .._peer import HttpPeer
+from .._util import unwrap
 from ..cache._http_cache import HttpCache, Spawn
-from ..cache._lock import WritePermit
 from ..cache._phase import CachePhase
 from ..cache._policy import NoCacheReason
 from ..modules._abc import ModulesCtx
 from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
-from ..upstream._pool import Pool
+from ..upstream._pool import Lease, Pool
+from ._body import BodyEvent
 from ._bound import Filters
 from ._caching import ServeStored, TapStream, cache_stage, serve_stored, stored_validators
 from ._chain import ModuleStream, release_modules, request_through_modules
 from ._failure import as_proxy_error, canned_head, log_failure
 from ._filters import FailToProxy, ProxyHttp
+from ._hedge import Asked, Race
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
 from ._record import ExchangeRecord
 from ._relay import run_with_messages
-from ._renew import renew
 from ._session import Session
+from ._subrequest import SubrequestCtx, SubrequestSpawner
 from ._tunnel import run_tunnel
 
 # RFC 9110 section 9.2.2
@@ -62,9 +64,9 @@ class Services(SessionCounts):
     #: Owns what outlives the request that started it; None where nothing may.
     nursery: trio.Nursery | None = None
     #: Runs an exchange that the proxy makes of itself; the engine sets it.
-    handle: Callable[[DownstreamStream, WritePermit], Awaitable[None]] | None = None
+    handle: Callable[[DownstreamStream, SubrequestCtx | None], Awaitable[None]] | None = None
     draining: bool = False
-    #: Requests that the proxy makes of itself, now.
+    #: Jobs in the background that make requests, now.
     background: int = 0
     #: Requests by the phase of the cache that they ended in, and those that waited for another one.
     cache_phases: Counter[str] = attrs.field(factory=Counter)
@@ -89,31 +91,46 @@ class Services(SessionCounts):
         except RuntimeError:  # it has ended: so does the server, and the job is for what it keeps
             self.log.warning("a job in the background was left out, as the server ends")
 
-    def revalidate(self, session: Session, cache: HttpCache) -> bool:
-        """Have what is stale fetched anew in the background; False where that cannot be now.
+    def may_start_background(self) -> bool:
+        """Tell whether a job may be started that makes a request nobody waits for (row S-09)."""
+        return (
+            self.nursery is not None
+            and self.handle is not None
+            and not self.draining
+            and self.background < self.conf.max_background_requests
+        )
 
-        The request is a whole one of its own, from `new_ctx` to `logging`, and what comes of it is
-        for the cache alone (trait 12). It is bounded in number and time, and ends with the server.
+    def start_background(self, job: Callable[[], Awaitable[None]]) -> bool:
+        """Start a job in the server's nursery, bounded in time; False where that cannot be now.
+
+        A job that was started runs at least up to its first checkpoint.
         """
-        if (
-            self.nursery is None
-            or self.handle is None
-            or self.draining
-            or self.background >= self.conf.max_background_requests
-            or session.req_header().method not in ("GET", "HEAD")
-        ):
+        if not self.may_start_background():
+            self.subrequests_refused += 1
             return False
-        request = session.req_header().copy()
-        request.method = "GET"
-        info = session.downstream_session.info
-        permit = cache.take_write_lock()
+        assert self.nursery is not None
         try:
-            self.nursery.start_soon(renew, self, request, info, permit)
+            self.nursery.start_soon(self._bounded, job)
         except RuntimeError:  # it has ended: so does the server
-            cache.set_write_lock(permit)
+            self.subrequests_refused += 1
             return False
-        self.background += 1  # `renew` takes it off
+        self.background += 1
         return True
+
+    async def _bounded(self, job: Callable[[], Awaitable[None]]) -> None:
+        seconds = self.conf.background_timeout
+        try:
+            with trio.move_on_after(seconds) as scope:
+                await job()
+            if scope.cancelled_caught:
+                self.log.warning(
+                    "a request in the background took longer than background_timeout (%g s)",
+                    seconds,
+                )
+        except Exception as exc:  # nobody waits for it
+            self.log.warning("a request in the background failed: %s", unwrap(exc))
+        finally:
+            self.background -= 1
 
     def summary(self, session: Session) -> str:
         """Return the built-in summary of a session's request."""
@@ -162,6 +179,18 @@ def _half_stored(cache: HttpCache) -> bool:
     )
 
 
+async def _under(session: Session, name: str, callback: Awaitable[None]) -> None:
+    """Await a callback of an attempt, beside which another one may be in another phase."""
+    session._phase = name
+    try:
+        await callback
+    except Exception as exc:
+        error = as_proxy_error(exc, session, name)
+        if error is exc:
+            raise
+        raise error from exc
+
+
 class Engine:
     """Runs the exchanges of one proxy object."""
 
@@ -171,13 +200,19 @@ class Engine:
         self._announces = announced_version(services.conf)
         services.handle = self.handle
 
-    async def handle(self, stream: DownstreamStream, permit: WritePermit | None = None) -> None:
+    @property
+    def services(self) -> Services:
+        """What the sessions share."""
+        return self._services
+
+    async def handle(
+        self, stream: DownstreamStream, subrequest: SubrequestCtx | None = None
+    ) -> None:
         """Run one exchange; never raises an `Exception` of its callbacks.
 
         Args:
           stream: The client's side.
-          permit: The right to fill the cache, which the request got from another one that it is
-            made for.
+          subrequest: What it is to another request, where that one makes it.
 
         The session runs in a nursery of its own, which the client's departure cancels.
         """
@@ -186,22 +221,27 @@ class Engine:
         assert isinstance(request, RequestHeader)
         services = self._services
         filters = services.filters
-        if filters.choose is not None:
+        if subrequest is not None and subrequest.filters is not None:
+            filters = subrequest.filters
+        elif filters.choose is not None:
             filters = filters.choose(request)
         session = Session(services, stream, request, batch[1:], filters)
-        if permit is not None:
-            session._permit = permit
-            session._subrequest = True
+        session.subrequest_ctx = subrequest
         services.sessions += 1
         services.sessions_total += 1
+        if subrequest is not None:
+            services.subrequests += 1
+            services.subrequests_total += 1
         ctx: Any = None
         over = False
         try:
-            if services.sessions > self._conf.max_sessions:
+            # What a request that was let in asks for by itself is not what the limit keeps out.
+            asked = services.sessions - services.subrequests
+            if asked > self._conf.max_sessions and subrequest is None:
                 await self._shed(session)
                 over = True
                 return
-            serves = stream.info.serves
+            serves = stream.info.serves if subrequest is None else None
             # A CONNECT names where it wants to go, not the name that this server is reached by.
             if (
                 serves is not None
@@ -250,6 +290,7 @@ class Engine:
                 self._persist(session, ctx)
         finally:
             services.sessions -= 1
+            services.subrequests -= subrequest is not None
             if not over:
                 _let_go(session)
                 session.error = ProxyError.explain(
@@ -265,6 +306,8 @@ class Engine:
                 services.count_cache(session._cache)
             if session.error is not None:
                 stream.blame = session.error.esource
+            if subrequest is not None:
+                subrequest.error = session.error
             await stream.aclose()
 
     async def _out_of_time(self, session: Session, ctx: Any) -> None:
@@ -308,6 +351,10 @@ class Engine:
                 session._phase = "early_request_filter"
                 await filters.early_request_filter(session, ctx)
                 stream.watch(nursery.cancel_scope)
+            if filters.allow_spawning_subrequest is not None:
+                session._phase = "allow_spawning_subrequest"
+                if filters.allow_spawning_subrequest(session, ctx):
+                    session.subrequest_spawner = SubrequestSpawner(session)
             if session._modules is not None and await request_through_modules(
                 session, session._modules
             ):
@@ -398,13 +445,12 @@ class Engine:
     ) -> ProxyError | None:
         """Try until an attempt succeeds or its error is not to be retried."""
         fresh = False
-        error: ProxyError | None = None
-        for left in reversed(range(self._conf.max_attempts)):
+        while True:
             error = await self._attempt(session, ctx, nursery, fresh=fresh)
             if error is None:
                 return None
             if (
-                not left
+                session._attempts >= self._conf.max_attempts
                 or session.response_started()
                 or session.retry_buffer_truncated()
                 or not error.will_retry()
@@ -414,42 +460,47 @@ class Engine:
             fresh = session._upstream is not None
             self._services.retries += 1
             self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
-        return error
+
+    async def choose_peer(self, session: Session, ctx: Any) -> HttpPeer:
+        """Ask the trait where to connect."""
+        session._attempts += 1
+        session._phase = "upstream_peer"
+        peer = await session._filters.upstream_peer(session, ctx)
+        if not isinstance(peer, HttpPeer):
+            raise TypeError(f"upstream_peer returned {peer!r}: an HttpPeer is right")
+        session._peer_name = peer.name
+        return peer
 
     async def _attempt(
         self, session: Session, ctx: Any, nursery: trio.Nursery, *, fresh: bool
     ) -> ProxyError | None:
         """Choose a peer, get a connection and carry the exchange over it."""
-        filters = session._filters
         session._upstream = None
         session._asked = False
         try:
-            session._phase = "upstream_peer"
-            peer: HttpPeer = await filters.upstream_peer(session, ctx)
-            if not isinstance(peer, HttpPeer):
-                raise TypeError(f"upstream_peer returned {peer!r}: an HttpPeer is right")
+            peer = await self.choose_peer(session, ctx)
+            whole = None if session._hedge is None else await self._replayable(session, peer)
         except Exception as exc:  # that attempt's error; its own retry mark decides
             error = as_proxy_error(exc, session)
             error.decide_reuse(False)
             return error
-        session._peer_name = peer.name
-        way, tunnel = peer, session.is_connect_req()
-        version = peer.options.proxy_protocol
-        if version is None:  # what a CONNECT names is nobody that we have agreed with
-            version = 0 if tunnel else self._announces
-        if version:  # its connections are this client connection's own
-            way = peer.announcing(session.downstream_session.info, version)
-        try:
-            offers = session.req_header().offers is not None
-            lease = await self._services.pool.lease(way, fresh=fresh, http1=offers, raw=tunnel)
-        except Exception as exc:  # a connector of the user's own may raise anything
-            error = as_proxy_error(exc, session, "connecting")
-            return self._connect_failed(session, ctx, peer, error)
-        upstream = session._upstream = lease.stream
+        if whole is not None:
+            raced = await Race(self, session, ctx, whole, fresh=fresh).run(peer)
+            if isinstance(raced, ProxyError):
+                return raced
+            asked = raced
+        else:
+            try:
+                lease = await self.lease(session, peer, fresh=fresh)
+            except Exception as exc:  # a connector of the user's own may raise anything
+                return self.connect_failed(session, ctx, peer, exc)
+            asked = Asked(peer, lease, lease.stream)
+        peer, upstream = asked.peer, asked.upstream
+        session._upstream, session._peer_name = upstream, peer.name
         session._held = (peer, upstream.reused)
         stored = False
         try:
-            stored = await self._carry(session, ctx, nursery, peer, upstream)
+            stored = await self._carry(session, ctx, nursery, asked)
         except Exception as exc:  # the single catch, second half: this attempt's fate
             error = as_proxy_error(exc, session)
         else:
@@ -457,62 +508,84 @@ class Engine:
             if not stored:
                 return None
         finally:
-            lease.release()
+            asked.lease.release()
         cache = session._cache
         if stored:  # a slow client is not to keep the origin's connection from others meanwhile
             assert cache is not None
-            await serve_stored(session, filters, ctx, self._conf, cache)
+            await serve_stored(session, session._filters, ctx, self._conf, cache)
             return None
         if cache is not None and _half_stored(cache):
             cache.disable(NoCacheReason.UpstreamError)  # another attempt cannot go on with it
-        if error.root_etype() == ErrorType.H2Downgrade:
-            if peer.http1() is None:
-                error.set_retry(False)  # there is no other way to ask it
-            else:
-                self._services.pool.remember_http1(peer)
-        error = self._error_while_proxy(session, ctx, peer, upstream, error)
+        error = self.attempt_failed(session, ctx, peer, upstream, error)
         session._held = None
         return error
 
-    async def _carry(
-        self,
-        session: Session,
-        ctx: Any,
-        nursery: trio.Nursery,
-        peer: HttpPeer,
-        upstream: UpstreamStream,
-    ) -> bool:
-        """Carry the exchange; True where what is stored is to be served in place of its response."""
+    async def lease(self, session: Session, peer: HttpPeer, *, fresh: bool) -> Lease:
+        """Return a hold on a connection to a peer."""
+        tunnel = session.is_connect_req()
+        version = peer.options.proxy_protocol
+        if version is None:  # what a CONNECT names is nobody that we have agreed with
+            version = 0 if tunnel else self._announces
+        if version:  # its connections are this client connection's own
+            peer = peer.announcing(session.downstream_session.info, version)
+        offers = session.req_header().offers is not None
+        return await self._services.pool.lease(peer, fresh=fresh, http1=offers, raw=tunnel)
+
+    async def _replayable(self, session: Session, peer: HttpPeer) -> list[BodyEvent] | None:
+        """Return the whole body of a request that may be sent twice at once, None of another one."""
+        request = session.req_header()
+        if request.method not in _IDEMPOTENT or request.offers is not None:
+            return None
+        if session.downstream_session.messages is not None or peer.options.custom is not None:
+            return None  # what goes beside the content goes once
+        await session._invite_body()
+        return await session._body.whole()
+
+    async def prepare(
+        self, session: Session, ctx: Any, peer: HttpPeer, upstream: UpstreamStream
+    ) -> tuple[RequestHeader, bool]:
+        """Return the head that an attempt sends, and whether it was made to fill the cache."""
         filters, conf, options = session._filters, self._conf, peer.options
         read_timeout, write_timeout = options.read_timeout, options.write_timeout
         upstream.read_timeout = conf.read_timeout if read_timeout is None else read_timeout
         upstream.write_timeout = conf.write_timeout if write_timeout is None else write_timeout
         if filters.connected_to_upstream is not None:
-            session._phase = "connected_to_upstream"
-            await filters.connected_to_upstream(
-                session,
-                upstream.reused,
-                peer,
-                upstream.fileno(),
-                Digest.of(upstream.info),
-                ctx,
+            digest = Digest.of(upstream.info)
+            connected = filters.connected_to_upstream(
+                session, upstream.reused, peer, upstream.fileno(), digest, ctx
             )
+            await _under(session, "connected_to_upstream", connected)
         request = to_upstream(session.req_header())
-        if request.version not in ("HTTP/1.1", "HTTP/2") and b"host" not in request.headers:
-            # What goes on needs one (RFC 9112 section 3.2), and HTTP/1.0 or a protocol of the
-            # user's may have none.
+        made = session.subrequest_ctx is not None
+        if (made or request.version not in ("HTTP/1.1", "HTTP/2")) and (
+            b"host" not in request.headers
+        ):
+            # What goes on needs one (RFC 9112 section 3.2), and HTTP/1.0, a protocol of the user's
+            # or a callback that makes a request may have none.
             request.headers.set(b"Host", peer.authority)
         if request.method in METHODS:
             count_down(request)
         cache = session._cache
         rewritten = cache is not None and _fill(request, cache)
         if filters.upstream_request_filter is not None:
-            session._phase = "upstream_request_filter"
-            await filters.upstream_request_filter(session, request, ctx)
-        over_tunnel = session._over_tunnel
+            rewriting = filters.upstream_request_filter(session, request, ctx)
+            await _under(session, "upstream_request_filter", rewriting)
         session._asked = True
+        return request, rewritten
+
+    async def _carry(self, session: Session, ctx: Any, nursery: trio.Nursery, asked: Asked) -> bool:
+        """Carry the exchange; True where what is stored is to be served in place of its response."""
+        filters, conf = session._filters, self._conf
+        upstream = asked.upstream
+        if asked.request is None:
+            request, rewritten = await self.prepare(session, ctx, asked.peer, upstream)
+            asked_at = 0.0
+        else:
+            request, rewritten, asked_at = asked.request, asked.rewritten, asked.asked_at
+        over_tunnel = session._over_tunnel
         if over_tunnel is not None:
             upstream = over_tunnel.over(upstream, request)
+        cache = session._cache
         tap = None
         staged = (
             filters.adjust_upstream_modules is not None
@@ -522,11 +595,13 @@ class Engine:
         if staged:
             upstream = ModuleStream(upstream, session, filters, ctx)
         if cache is not None:
-            session._sent, session._asked_at, session._not_modified = request, wall_time(), None
+            session._sent, session._not_modified = request, None
+            session._asked_at = asked_at or wall_time()
         if cache is not None and (rewritten or cache.enabled() or cache.bypassing()):
             tap = upstream = TapStream(upstream, session, filters, ctx, cache, rewritten=rewritten)
             filters = filters.of_client
         exchange = Exchange(session, filters, ctx, upstream, request, conf)
+        exchange.asked = asked.request is not None
         exchange.altered = staged or (tap is not None and tap.alters)
         try:
             if session.downstream_session.messages is None and upstream.messages is None:
@@ -562,9 +637,11 @@ class Engine:
             await run(exchange, nursery, first)
         return False
 
-    def _connect_failed(
-        self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError
+    def connect_failed(
+        self, session: Session, ctx: Any, peer: HttpPeer, exc: Exception
     ) -> ProxyError:
+        """Return the error of an attempt that got no connection."""
+        error = as_proxy_error(exc, session, "connecting")
         error.as_up()
         callback = session._filters.fail_to_connect
         if callback is not None:
@@ -580,7 +657,7 @@ class Engine:
         error.as_up()
         return error
 
-    def _error_while_proxy(
+    def attempt_failed(
         self,
         session: Session,
         ctx: Any,
@@ -588,6 +665,12 @@ class Engine:
         upstream: UpstreamStream,
         error: ProxyError,
     ) -> ProxyError:
+        """Return the error of an attempt that had a connection."""
+        if error.root_etype() == ErrorType.H2Downgrade:
+            if peer.http1() is None:
+                error.set_retry(False)  # there is no other way to ask it
+            else:
+                self._services.pool.remember_http1(peer)
         if (
             error.retry == RetryType.ReusedOnly
             and upstream.anything_sent

@@ -141,7 +141,16 @@ class ProxyHttp(ABC, Generic[CtxT]):
         Pingora: ``early_request_filter``.
         """
 
-    # (allow_spawning_subrequest has its place here.)
+    def allow_spawning_subrequest(self, session: Session, ctx: CtxT) -> bool:
+        """Return True where callbacks of this request may make requests of their own.
+
+        When: once, behind `early_request_filter` and before the modules, for subrequests too: there
+        ``session.is_subrequest()`` is True, and False is usually right. With True
+        ``session.subrequest_spawner`` makes them from here on; with False it is None. What the
+        framework makes of itself, such as the renewal of what is stale in a cache, does not ask. An
+        exception goes to `fail_to_proxy`. Default: False. Pingora: ``allow_spawning_subrequest``.
+        """
+        return False
 
     async def request_filter(self, session: Session, ctx: CtxT) -> bool:
         """Check or rewrite the request, or answer it.

@@ -15,6 +15,7 @@ CALLBACKS: tuple[tuple[str, int, str], ...] = (
     ("new_ctx", 0, SYNC),
     ("on_connection_reuse", 3, SYNC),
     ("early_request_filter", 2, ASYNC),
+    ("allow_spawning_subrequest", 2, SYNC),
     ("request_filter", 2, ASYNC),
     ("request_cache_filter", 2, SYNC),
     ("cache_key_callback", 2, SYNC),

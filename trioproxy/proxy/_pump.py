@@ -32,6 +32,7 @@ from .._messages import (
 )
 from ..semantics._forwarding import filter_trailers, strip_response
 from ..streams._abc import UpstreamStream
+from ._body import BodyEvent, RequestBody, WholeBody
 from ._failure import as_proxy_error, log_failure
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Exchange:
     send_error: ProxyError | None = None
     #: Whether filters of the upstream's side have run already, so that lengths are to be checked.
     altered: bool = False
+    #: Whether the request was sent already, and answered.
+    asked: bool = False
 
 
 @attrs.define(eq=False)
@@ -82,6 +85,8 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
       ProxyError: the attempt failed.
       Exception: what a filter raised.
     """
+    if exchange.asked:
+        return await _respond(exchange)
     body = exchange.session._body
     body.start_attempt()
     if not body.expected:
@@ -115,6 +120,32 @@ async def run_exchange(exchange: Exchange, nursery: trio.Nursery) -> list[Respon
     if failure is not None:
         raise _which_failure(exchange, failure)
     return first
+
+
+async def ask(exchange: Exchange, whole: list[BodyEvent]) -> list[ResponseEvent]:
+    """Send a request with its whole body, and return what was answered, from the final head on.
+
+    Informational responses are left out: another attempt may be the one that answers the client.
+
+    Raises:
+      ProxyError: the attempt failed.
+      Exception: what a filter raised.
+    """
+    if exchange.session._body.expected:
+        await pump_request(exchange, WholeBody(whole))
+    else:
+        await _send_without_body(exchange)
+    try:
+        while True:
+            batch = await exchange.upstream.receive_batch()
+            for index, event in enumerate(batch):
+                if type(event) is ResponseHeader and event.status >= 200:
+                    return batch[index:]
+    except ProxyError as exc:
+        if exchange.send_error is None:
+            raise
+        failure = exc
+    raise _which_failure(exchange, failure)
 
 
 async def _invite(exchange: Exchange) -> None:
@@ -205,7 +236,7 @@ async def _upload(exchange: Exchange, upload: Upload) -> None:
     """Run the request pump as a task: its failure is told, never raised."""
     try:
         with upload.scope:
-            await pump_request(exchange)
+            await pump_request(exchange, exchange.session._body)
     except Exception as exc:  # the attempt fails with it, in the task that owns the attempt
         upload.error = as_proxy_error(exc, exchange.session, "request_body_filter")
         upload.response_scope.cancel()
@@ -213,10 +244,9 @@ async def _upload(exchange: Exchange, upload: Upload) -> None:
         upload.done.set()
 
 
-async def pump_request(exchange: Exchange) -> None:
+async def pump_request(exchange: Exchange, body: RequestBody | WholeBody) -> None:
     """Carry the request, head first, from the client to the origin until its end."""
     session, ctx = exchange.session, exchange.ctx
-    body = session._body
     body_filter = exchange.filters.request_body_filter
     declared = Declared.of(
         exchange.request.headers,

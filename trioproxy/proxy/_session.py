@@ -37,10 +37,10 @@ from ._websocket import MessageFilter
 if TYPE_CHECKING:
     from .._custom import MessageChannel
     from .._peer import PeerOptions, Proxy
-    from ..cache._lock import WritePermit
     from ..streams._abc import DownstreamStream, UpstreamStream
     from ._bound import Filters
     from ._engine import Services
+    from ._subrequest import SubrequestCtx, SubrequestSpawner
 
 
 @attrs.frozen
@@ -67,6 +67,7 @@ class Session:
     __slots__ = (
         "_asked",
         "_asked_at",
+        "_attempts",
         "_body",
         "_body_bytes_sent",
         "_cache",
@@ -74,6 +75,7 @@ class Session:
         "_failed",
         "_filters",
         "_finished",
+        "_hedge",
         "_held",
         "_ignore_info",
         "_kept_messages",
@@ -81,7 +83,6 @@ class Session:
         "_not_modified",
         "_over_tunnel",
         "_peer_name",
-        "_permit",
         "_phase",
         "_plain",
         "_request",
@@ -90,13 +91,14 @@ class Session:
         "_sent",
         "_services",
         "_started",
-        "_subrequest",
         "_upstream",
         "_upstream_compression",
         "_upstream_modules",
         "downstream_session",
         "error",
         "ignore_downstream_range",
+        "subrequest_ctx",
+        "subrequest_spawner",
     )
 
     def __init__(
@@ -134,6 +136,9 @@ class Session:
         self.error: ProxyError | None = None
         #: Whether `fail_to_proxy` has been called.
         self._failed = False
+        #: How often a peer was chosen, and the seconds after which another attempt joins one.
+        self._attempts = 0
+        self._hedge: float | None = None
         #: The peer whose connection the running attempt holds, and whether it was reused.
         self._held: tuple[HttpPeer, bool] | None = None
         self._peer_name: str | None = None
@@ -143,9 +148,10 @@ class Session:
         #: What is laid over a tunnel, should there be one.
         self._over_tunnel: MessageFilter | None = None
         self._cache: HttpCache | None = None
-        #: The right to fill that another request has handed on.
-        self._permit: WritePermit | None = None
-        self._subrequest = False
+        #: What this request is to the one that made it, None for a client's own.
+        self.subrequest_ctx: SubrequestCtx | None = None
+        #: Makes requests inside of this one, where `allow_spawning_subrequest` has allowed that.
+        self.subrequest_spawner: SubrequestSpawner | None = None
         #: The request that the last attempt sent, when it did (wall clock), and the 304 to it.
         self._sent: RequestHeader | None = None
         self._asked_at = 0.0
@@ -317,8 +323,8 @@ class Session:
         return self._request.version == "HTTP/2"
 
     def is_subrequest(self) -> bool:
-        """Tell whether the request was made by another request."""
-        return self._subrequest
+        """Tell whether the request was made by another request: `subrequest_ctx` says what for."""
+        return self.subrequest_ctx is not None
 
     def is_custom(self) -> bool:
         """Tell whether the client speaks a protocol of your own (`trioproxy.custom`)."""
@@ -618,6 +624,29 @@ class Session:
         return await fetch(pool, peer, request, content, timeout=timeout, max_bytes=max_bytes)
 
     # -- knobs -----------------------------------------------------------------------------------
+
+    def hedge(self, delay: float | None) -> None:
+        """Have a second attempt join one that is not answered in time; the first answer wins.
+
+        To be called in `upstream_peer` or before. `upstream_peer` is called again for the second
+        attempt, and may return the same peer or another one; each attempt that gets a connection
+        has its `connected_to_upstream`, `upstream_request_filter` and ``request_body_filter``, and
+        one that fails its `fail_to_connect` or `error_while_proxy`. An answer is a final response
+        head, whatever its status: the attempt that got it goes on, with all filters of the
+        response, and the other one is cancelled without a word. Only where both fail the request
+        has failed, and may be tried again.
+
+        Hedged are idempotent methods (RFC 9110 section 9.2.2) whose whole body can be sent again:
+        where it fits the replay buffer of 65,536 bytes it is read before the first attempt. Other
+        requests, and those that offer an upgrade, go on as if this had not been called.
+        Informational responses that come before the answer are left out.
+
+        Args:
+          delay: Seconds that the first attempt has for its answer; 0 makes two at once, None none.
+        """
+        if delay is not None and not 0 <= delay < math.inf:
+            raise ValueError(f"delay={delay!r}: seconds, 0 or more, are right, or None")
+        self._hedge = delay
 
     def set_keepalive(self, seconds: float | None) -> None:
         """Set how long the connection may be idle after this exchange.

@@ -66,6 +66,12 @@ class Statistics:
       sessions_shed: Requests answered 503 as ``max_sessions`` were in flight.
       connection_limit_hits: Times that accepting paused as ``max_connections`` were open.
       retries: Attempts after the first of a request.
+      hedges: Attempts that joined one which was not answered in time (`Session.hedge`).
+      hedges_won: Those of them that were answered first.
+      subrequests: Requests in flight that the proxy makes of itself; they are among ``sessions``.
+      subrequests_total: The same since the start.
+      subrequests_refused: Subrequests that were not made, as they were too deep or too many.
+      mirrors_dropped: Requests whose mirror was given up, as it fell behind or too many ran.
       accept_errors: Times that accepting failed for want of descriptors or memory.
       cache: Requests with the cache on, by the phase that they ended in, such as ``("hit", 10)``.
       collapsed: Requests that waited for another one that filled the cache.
@@ -85,6 +91,12 @@ class Statistics:
     sessions_shed: int
     connection_limit_hits: int
     retries: int
+    hedges: int
+    hedges_won: int
+    subrequests: int
+    subrequests_total: int
+    subrequests_refused: int
+    mirrors_dropped: int
     accept_errors: int
     cache: tuple[tuple[str, int], ...]
     collapsed: int
@@ -160,6 +172,12 @@ class _Server:
             sessions_shed=counts.sessions_shed,
             connection_limit_hits=self.connection_limit_hits,
             retries=counts.retries,
+            hedges=counts.hedges,
+            hedges_won=counts.hedges_won,
+            subrequests=counts.subrequests,
+            subrequests_total=counts.subrequests_total,
+            subrequests_refused=counts.subrequests_refused,
+            mirrors_dropped=counts.mirrors_dropped,
             accept_errors=self.accept_errors,
             cache=tuple(sorted(cache.items())),
             collapsed=collapsed,

@@ -235,7 +235,7 @@ class MemoryDownstream(DownstreamStream):
                     "sending the response",
                 )
                 departure = self.departure
-                if departure is not None:
+                if departure is not None and direction.queued >= CAPACITY:
                     raise departure
         except BaseException:
             # How much of it counts as sent is unknown: the exchange can only be aborted.
@@ -324,7 +324,7 @@ class MemoryUpstream(UpstreamStream):
                 )
                 self.write_pending_time += trio.current_time() - started
                 departure = self._departure()
-                if departure is not None:
+                if departure is not None and direction.queued >= CAPACITY:
                     raise departure
         except BaseException:
             # How much of it counts as sent is unknown: the exchange can only be aborted.

@@ -32,5 +32,6 @@ from ._scenario import Name as Name
 from ._scenario import Request as Request
 from ._scenario import Reset as Reset
 from ._scenario import Scenario as Scenario
+from ._scenario import Shadow as Shadow
 from ._scenario import Stop as Stop
 from ._world import run_scenario as run_scenario

@@ -58,14 +58,15 @@ def check_invariants(observed: Observed) -> None:
 
 
 def attempts(ctx: Ctx) -> list[list[Call]]:
-    """Return a request's callbacks by attempt, those before the first left out."""
-    found: list[list[Call]] = []
+    """Return a request's callbacks by attempt, those before the first left out.
+
+    Of two attempts that ran side by side, the first has the callbacks of the response, whoever won.
+    """
+    found: dict[int, list[Call]] = {}
     for call in ctx.calls:
-        if call.name == "upstream_peer":
-            found.append([])
-        if found:
-            found[-1].append(call)
-    return found
+        if call.attempt:
+            found.setdefault(call.attempt, []).append(call)
+    return list(found.values())
 
 
 def _callbacks(observed: Observed) -> Iterator[str]:
@@ -82,8 +83,9 @@ def _callbacks(observed: Observed) -> Iterator[str]:
             "upstream_peer" in names and len(before) < len(BEFORE)
         ):
             yield f"{where}: a wrong order before the upstream"
+        hedged = any(each.do == "hedge" for each in observed.scenario.filters)
         for attempt in attempts(ctx):
-            yield from _attempt(where, attempt)
+            yield from _attempt(where, attempt, hedged=hedged)
 
 
 _ORDER = (
@@ -101,14 +103,15 @@ _RESPONSE = (
 )
 
 
-def _attempt(where: str, calls: list[Call]) -> Iterator[str]:
+def _attempt(where: str, calls: list[Call], *, hedged: bool) -> Iterator[str]:
     names = [call.name for call in calls]
     if "fail_to_connect" in names and "connected_to_upstream" in names:
         yield f"{where}: connected, and failed to"
     for earlier, later in pairwise(_ORDER):
         if later in names and (earlier not in names or names.index(earlier) > names.index(later)):
             yield f"{where}: {later} without {earlier} before it"
-    if any(name in names for name in _RESPONSE) and "upstream_request_filter" not in names:
+    asked = hedged or "upstream_request_filter" in names
+    if any(name in names for name in _RESPONSE) and not asked:
         yield f"{where}: a response without a request"
     for one, other in pairwise(_RESPONSE[:4]):
         if other in names and one not in names:
@@ -194,7 +197,7 @@ def _calm(observed: Observed) -> bool:
         and scenario.fail_operation == 0
         and all(each == "ok" for each in scenario.connects)
         and all(name.address is not None for name in scenario.names)
-        and all(each.do in ("pause", "grow", "peek", "stay") for each in scenario.filters)
+        and all(each.do in ("pause", "grow", "peek", "stay", "hedge") for each in scenario.filters)
         and all(link.out.fault is None and link.back.fault is None for link in links)
         and _calm_streams(observed)
     )
@@ -472,6 +475,8 @@ def _memory(observed: Observed) -> Iterator[str]:
             most += MOST_BUFFERED
         else:
             most += MOST_BUFFERED * len(client.requests) + MOST_UNSENT
+    if observed.scenario.shadow is not None:
+        most += MOST_BUFFERED * len(observed.scenario.requests())
     if observed.peak > most:
         yield f"8: {observed.peak} bytes were buffered, {most} is the most"
 

@@ -23,6 +23,7 @@ from ._scenario import (
     Request,
     Reset,
     Scenario,
+    Shadow,
     Stop,
 )
 
@@ -204,7 +205,26 @@ def make_scenario(choose: Choose, seed: int = 0) -> Scenario:
         # Drawn last, so that a seed means what it meant before there were names.
         names=choose((NAMES,) * 6 + _TABLES),
     )
-    return _with_versions(choose, plain)
+    versioned = _with_versions(choose, plain)
+    # Drawn last of all, as the names above.
+    shadow, hedge = _shadow(choose), choose((None,) * 6 + (0.0, 0.05, 1.0))
+    filters = versioned.filters
+    if hedge is not None:
+        filters += (Filter("request_filter", "hedge", hedge),)
+    return attrs.evolve(versioned, shadow=shadow, filters=filters)
+
+
+def _shadow(choose: Choose) -> Shadow | None:
+    if not choose((False,) * 5 + (True,)):
+        return None
+    return Shadow(
+        share=choose((1.0, 0.5)),
+        reads=choose((None, None, None, 0, 50, 3000)),
+        wait=choose((0.0, 0.0, 0.1, 3.0, 200.0)),
+        cut=choose((False, False, True)),
+        leaves=choose((None, None, None, 0.05, 2.0)),
+        refuses=choose((False,) * 7 + (True,)),
+    )
 
 
 # -- HTTP/2 and TLS ------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import attrs
 
 from .._config import ServerConf
@@ -34,6 +36,10 @@ OWN = b"<own>"
 GROWN = b"+"
 
 
+#: The attempt whose callbacks run in a task: two that run side by side have a task each.
+ATTEMPT: ContextVar[int] = ContextVar("attempt", default=0)
+
+
 @attrs.define(eq=False)
 class Call:
     """A callback that ran: body filters also say what they got and what they gave."""
@@ -43,6 +49,8 @@ class Call:
     got: bytes = b""
     gave: bytes = b""
     note: str = ""
+    #: The attempt that it is of, 0 before the first one.
+    attempt: int = attrs.field(factory=ATTEMPT.get)
 
 
 @attrs.define(eq=False)

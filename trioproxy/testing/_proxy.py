@@ -10,12 +10,16 @@ from .._info import Digest
 from .._messages import BodyChunk, RequestHeader, ResponseHeader
 from .._options import PeerOptions
 from .._peer import HttpPeer
+from ..modules._abc import HttpModules
 from ..proxy._filters import FailToProxy, ProxyHttp
 from ..proxy._session import Session
-from ._observed import GROWN, OWN, Call, Ctx, Observed
+from ..subrequests._mirror import Mirror
+from ._observed import ATTEMPT, GROWN, OWN, Call, Ctx, Observed
 from ._scenario import NAMES, Filter, Name, Scenario
 from ._secure import credentials
 
+#: Where the mirror is found. Its connections are never used again, as the origin's accounts are.
+SHADOW = HttpPeer("shadow.test", 80, options=PeerOptions(idle_timeout=0))
 #: Calls of one callback that a filter's pause holds up, per request.
 PAUSES = 5
 
@@ -72,7 +76,13 @@ class WorldProxy(ProxyHttp[Ctx]):
             elif each.do == "fail":
                 raise ValueError("the scenario wants this filter to fail")
 
+    def init_downstream_modules(self, modules: HttpModules) -> None:
+        shadow = self.observed.scenario.shadow
+        if shadow is not None:
+            modules.add_module(Mirror(SHADOW, sample=shadow.share))
+
     def new_ctx(self) -> Ctx:
+        ATTEMPT.set(0)
         ctx = Ctx(-1, [Call("new_ctx")], trio.current_time())
         self.observed.contexts.append(ctx)
         return ctx
@@ -99,7 +109,9 @@ class WorldProxy(ProxyHttp[Ctx]):
     async def request_filter(self, session: Session, ctx: Ctx) -> bool:
         await self._do("request_filter", ctx)
         for each in self._does("request_filter"):
-            if each.do == "peek":
+            if each.do == "hedge":
+                session.hedge(each.seconds)
+            elif each.do == "peek":
                 await session.peek_request_body(1000)
             elif each.do in ("answer", "keep", "read"):
                 if each.do == "keep":
@@ -117,6 +129,7 @@ class WorldProxy(ProxyHttp[Ctx]):
         return True
 
     async def upstream_peer(self, session: Session, ctx: Ctx) -> HttpPeer:
+        ATTEMPT.set(1 + sum(call.name == "upstream_peer" for call in ctx.calls))
         await self._do("upstream_peer", ctx)
         failed = sum(call.name == "fail_to_connect" for call in ctx.calls)
         return self.peers[failed % len(self.peers)]

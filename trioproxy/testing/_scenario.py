@@ -221,15 +221,46 @@ class Filter(Value):
       do: ``"pause"``, ``"refuse"`` (with 403), ``"fail"``, ``"grow"`` (a body filter adds bytes),
         ``"answer"``, ``"keep"`` (answers, and keeps a connection whose request is unread),
         ``"read"`` (reads the body, then answers), ``"peek"``, ``"retry"``, ``"stay"`` (a client's
-        half-close does not count).
-      seconds: Of a pause.
+        half-close does not count), ``"hedge"`` (a second attempt joins one that is not answered).
+      seconds: Of a pause, or before the second attempt.
     """
 
     name: str = "request_filter"
     do: Literal[
-        "pause", "refuse", "fail", "grow", "answer", "keep", "read", "peek", "retry", "stay"
+        "pause",
+        "refuse",
+        "fail",
+        "grow",
+        "answer",
+        "keep",
+        "read",
+        "peek",
+        "retry",
+        "stay",
+        "hedge",
     ] = "pause"
     seconds: float = 0.1
+
+
+@attrs.frozen(repr=False)
+class Shadow(Value):
+    """The second origin, to which requests are mirrored.
+
+    Attributes:
+      share: Which share of the requests is mirrored.
+      reads: The number of bytes of a connection that it reads, None for all.
+      wait: Seconds before it answers what it has read whole.
+      cut: Whether it leaves in the middle of its answer.
+      leaves: Seconds after connecting when it leaves whatever happens; None for never.
+      refuses: Whether it cannot be connected to.
+    """
+
+    share: float = 1.0
+    reads: int | None = None
+    wait: float = 0.0
+    cut: bool = False
+    leaves: float | None = None
+    refuses: bool = False
 
 
 @attrs.frozen(repr=False)
@@ -286,6 +317,7 @@ class Scenario(Value):
       most_streams: Streams that the proxy allows a client.
       shared: Requests that a connection to the origin may carry at once.
       ping: Seconds between two PINGs to the origin, None for none.
+      shadow: Where requests are mirrored to, which no client may feel; None for nowhere.
     """
 
     clients: tuple[Client, ...] = ()
@@ -303,6 +335,7 @@ class Scenario(Value):
     most_streams: int = 100
     shared: int = 100
     ping: float | None = None
+    shadow: Shadow | None = None
 
     def requests(self) -> list[tuple[int, int, Request]]:
         """Return all requests with their numbers and those of their clients."""

@@ -33,10 +33,11 @@ from ._h2_reference import H2Peer
 from ._network import End, Link
 from ._observed import CONF, PATIENCE, PROBE, Asked, Observed, OriginSide
 from ._origins import Origins
-from ._proxy import WorldProxy
+from ._proxy import SHADOW, WorldProxy
 from ._scenario import NAMES, Client, Http2, Request, Scenario
 from ._schedule import AtStep, seeded_schedule
 from ._secure import credentials
+from ._shadow import serve_shadow
 from ._stage import Stage
 
 #: Seconds after which a connection that carries nothing has its windows back.
@@ -91,11 +92,13 @@ class World(Stage):
         """Wait until no client connection is served any more; that takes no longer than timeouts."""
         for _ in range(int(PATIENCE)):
             statistics = running.statistics()
-            if not statistics.connections:
+            if not statistics.connections and not statistics.subrequests:
                 break
             await trio.sleep(1)
         else:
-            self.problem("7: a client connection outlives its client and every timeout")
+            self.problem(
+                "7: a client connection, or a mirror, outlives its client and every timeout"
+            )
         statistics = running.statistics()
         if statistics.sessions or statistics.pool.leased or statistics.pool.waiting:
             self.problem(f"4: left when all clients had gone: {statistics}")
@@ -232,6 +235,8 @@ class WorldConnector(SocketConnector):
         """Connect, or fail as the scenario says."""
         connection = await super().connect(peer)
         world = self._world
+        if peer.host == SHADOW.host:
+            return connection
         end = _end_of(connection.transport)  # type: ignore[attr-defined]  # both kinds have one
         index = next(n for n, each in enumerate(world.origins) if each.end.incoming is end.outgoing)
         world.by_origin[index] = connection
@@ -242,6 +247,8 @@ class WorldConnector(SocketConnector):
     ) -> tuple[ByteStream, ConnectionInfo]:
         await trio.lowlevel.checkpoint()
         world, scenario = self._world, self._world.scenario
+        if next_hop.host == SHADOW.host:
+            return self._dial_shadow()
         number = world.dials
         world.dials += 1
         fate = scenario.connects[number] if number < len(scenario.connects) else "ok"
@@ -267,6 +274,18 @@ class WorldConnector(SocketConnector):
         world.origins.append(side)
         self._nursery.start_soon(world.origin.serve, side, index, name)
         info = ConnectionInfo("192.0.2.10:40000", f"{address}:80", trio.current_time())
+        return ours, info
+
+    def _dial_shadow(self) -> tuple[ByteStream, ConnectionInfo]:
+        """Connect to where requests are mirrored."""
+        world = self._world
+        plan = world.scenario.shadow
+        assert plan is not None
+        if plan.refuses:
+            raise ProxyError.explain(ErrorType.ConnectRefused, "as the scenario says").into_up()
+        ours, theirs = world.network.link("shadow", Link(), proxy_connects=True)
+        self._nursery.start_soon(serve_shadow, world, theirs, plan)
+        info = ConnectionInfo("192.0.2.10:40001", "192.0.2.30:80", trio.current_time())
         return ours, info
 
 
