@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -12,8 +12,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests._support.h2_wire import AnyFields
-from tests._support.matrix import Exchange, Pairing
-from tests._support.recording import ORIGIN, Message
+from tests._support.matrix import Exchange, Matrix, Pairing, keeps, open_matrix
+from tests._support.recording import ORIGIN, Ctx, Message
+from tests.modules._modular import Modular
 from tests.modules._world import PLAIN, World, open_modules, some_pairings
 from trioproxy import ErrorType, HttpPeer, Session
 from trioproxy.modules import ForwardAuth, ForwardAuthModule, ForwardingFields
@@ -307,6 +308,100 @@ async def test_some_requests_are_not_asked_about(autojump_clock: MockClock) -> N
         assert (await world.exchange("GET", "/shut")).status == 403
     assert asked[0].get("x-user") is None
     assert len(service.asked) == 1
+
+
+# -- by a subrequest -----------------------------------------------------------------------------
+
+
+@attrs.define(eq=False, slots=False)
+class Spawning(Modular):
+    """Lets its requests make others, and sends those of the module to the service."""
+
+    allowed: bool = attrs.field(default=True, kw_only=True)
+    gateway: Matrix | None = attrs.field(default=None, kw_only=True)
+
+    def allow_spawning_subrequest(self, session: Session, ctx: Ctx) -> bool:
+        return self.allowed and not session.is_subrequest()
+
+    async def upstream_peer(self, session: Session, ctx: Ctx) -> HttpPeer:
+        assert self.gateway is not None
+        made = session.subrequest_ctx
+        name = AUTH if made is not None else str(ORIGIN.host)
+        assert made is None or isinstance(made.user_ctx, ForwardAuthModule)
+        return self.gateway.peer(HttpPeer(name, 80))
+
+
+@asynccontextmanager
+async def spawning(
+    service: Any, pairing: Pairing = PLAIN, *, allowed: bool = True, **options: Any
+) -> AsyncIterator[tuple[Matrix, list[Message]]]:
+    """Run a gateway that asks the service by subrequests; give it and what comes to the origin."""
+    asked: list[Message] = []
+    proxy = Spawning(builders=[ForwardAuth(path="/verify", **options)], allowed=allowed)
+    origins = {str(ORIGIN.host): keeps(asked), AUTH: service}
+    async with open_matrix(proxy, origins, pairing) as gateway:
+        proxy.gateway = gateway
+        yield gateway, asked
+
+
+@some_pairings
+async def test_the_service_may_be_asked_by_a_subrequest(
+    pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    service = Service(200, [("x-user", "ann")], b"content")
+    async with spawning(service, pairing, to_origin=["X-User"]) as (gateway, asked):
+        sent = [("authorization", "Bearer t"), ("x-user", "root")]
+        answer = await gateway.exchange("POST", "/path?q", fields=sent, body=b"data")
+        assert (answer.status, answer.body) == (200, b"hello")
+        service.status, service.fields = 401, [("www-authenticate", "Bearer")]
+        answer = await gateway.exchange("POST", "/path?q", fields=sent, body=b"data")
+        assert (answer.status, answer.body) == (401, b"content")
+        assert answer.get("www-authenticate") == "Bearer"
+        assert answer.get("cache-control") == "no-store"
+    (request,) = asked
+    assert (request.body, request.get("x-user")) == (b"data", "ann")
+    question = service.asked[0]
+    assert question.get("authorization") == "Bearer t"
+    assert question.get("x-forwarded-uri") == "/path?q"
+    assert question.body == b""
+
+
+@pytest.mark.parametrize(
+    "service",
+    [ErrorType.ConnectRefused, hangs_up, cuts, Service(500), Service(200, [], b"x" * 70_000)],
+    ids=["refused", "hangs up", "cut", "500", "too much"],
+)
+async def test_a_subrequest_that_fails_lets_nobody_on(
+    service: Any, autojump_clock: MockClock
+) -> None:
+    async with spawning(service) as (gateway, asked):
+        assert (await gateway.exchange()).status == 503
+        assert not asked
+
+
+async def test_a_subrequest_that_takes_too_long_lets_nobody_on(autojump_clock: MockClock) -> None:
+    gone = trio.Event()
+
+    async def service(exchange: Exchange) -> None:
+        await exchange.message()
+        await exchange.gone()
+        gone.set()
+
+    async with spawning(service, timeout=3) as (gateway, asked):
+        started = trio.current_time()
+        assert (await gateway.exchange()).status == 503
+        assert trio.current_time() - started == 3
+        await gone.wait()
+        assert not asked
+
+
+async def test_without_leave_to_make_a_subrequest_nobody_is_let_on(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with spawning(Service(), allowed=False) as (gateway, asked):
+        assert (await gateway.exchange()).status == 500
+        assert not asked
+    assert "allow_spawning_subrequest is to return True" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
-from .._errors import ProxyError
+from .._errors import ErrorType, ProxyError
 from .._headers import Headers
 from .._messages import RequestHeader, ResponseHeader
 from .._peer import HttpPeer
@@ -73,17 +74,17 @@ class ForwardAuthModule(HttpModule):
         if len(request.headers.get_all(b"authorization")) > 1:
             # The service and the origin might each look at another one.
             return await answer(session, 400, text="more than one Authorization field\n")
+        if options.peer is None and session.subrequest_spawner is None:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                "ForwardAuth without a peer asks by a subrequest: allow_spawning_subrequest is to "
+                "return True",
+            ).into_in()
         try:
-            fetched = await session.fetch(
-                options.peer,
-                options.request_for(session, request),
-                timeout=options.timeout,
-                max_bytes=options.max_body_bytes,
-            )
+            head, body = await self._ask(session, request)
         except ProxyError as exc:
             log.warning("the service that authenticates gave no answer: %s", exc)
             return await answer(session, 503, [("Retry-After", "5")], "cannot authenticate now\n")
-        head = fetched.head
         if 200 <= head.status < 300:
             self.answer = head
             for name in options.to_origin:
@@ -95,7 +96,30 @@ class ForwardAuthModule(HttpModule):
         if not 300 <= head.status < 500:
             log.warning("the service that authenticates answered %d", head.status)
             return await answer(session, 503, [("Retry-After", "5")], "cannot authenticate now\n")
-        return await _relay(session, head, fetched.body)
+        return await _relay(session, head, body)
+
+    async def _ask(self, session: Session, request: RequestHeader) -> tuple[ResponseHeader, bytes]:
+        """Return the head and the content of the service's answer.
+
+        Raises:
+          ProxyError: there is no such answer.
+        """
+        options = self._options
+        asked = options.request_for(session, request)
+        timeout, most = options.timeout, options.max_body_bytes
+        if options.peer is not None:
+            fetched = await session.fetch(options.peer, asked, timeout=timeout, max_bytes=most)
+            return fetched.head, fetched.body
+        asked.headers.set("Host", request.authority)
+        asked.scheme = request.scheme
+        assert session.subrequest_spawner is not None
+        with trio.move_on_after(timeout):
+            async with session.subrequest_spawner.open(asked, user_ctx=self) as subrequest:
+                head = await subrequest.response_header()
+                return head, await subrequest.read(most)
+        raise ProxyError.explain(
+            ErrorType.ReadTimedout, f"the subrequest {options.path}: no answer in {timeout:g} s"
+        ).into_up()
 
     async def response_header_filter(
         self, session: Session, response: ResponseHeader, end_of_stream: bool
@@ -136,8 +160,12 @@ class ForwardAuth(HttpModuleBuilder):
     client: the status, WWW-Authenticate, Location, Set-Cookie, Retry-After and the content. Where
     it answers with 5xx, too much, too late or not at all, the request gets 503.
 
+    Without a ``peer`` it is asked by a subrequest: the same proxy object chooses the peer, and may
+    serve the answer from its cache. ``allow_spawning_subrequest`` has to return True for that, and
+    what the subrequest is for is told by its ``user_ctx``, a `ForwardAuthModule`.
+
     Attributes:
-      peer: The service.
+      peer: The service, None for a subrequest.
       path: What it is asked for, with a query perhaps.
       to_service: The request fields that it sees.
       to_origin: The fields of its answer that go to the origin; what clients send in them is
@@ -152,7 +180,7 @@ class ForwardAuth(HttpModuleBuilder):
     order = 600
     module_type = ForwardAuthModule
 
-    peer: HttpPeer = attrs.field()
+    peer: HttpPeer | None = attrs.field(default=None)
     path: str = attrs.field(default="/")
     to_service: tuple[str, ...] = attrs.field(
         default=("Authorization", "Cookie", "Accept", "User-Agent"),
@@ -171,8 +199,8 @@ class ForwardAuth(HttpModuleBuilder):
 
     def __attrs_post_init__(self) -> None:
         peer: Any = self.peer
-        if not isinstance(peer, HttpPeer):
-            raise ValueError(f"peer={peer!r}: an HttpPeer is right")
+        if peer is not None and not isinstance(peer, HttpPeer):
+            raise ValueError(f"peer={peer!r}: an HttpPeer is right, or None for a subrequest")
         path: Any = self.path
         if not isinstance(path, str) or not re.fullmatch(r"/[!-~]*", path) or "#" in path:
             raise ValueError(f"path={path!r}: '/path' is right, with a query perhaps")
