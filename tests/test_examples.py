@@ -1149,7 +1149,7 @@ async def test_behind_a_balancer_the_client_is_who_the_header_says_and_nobody_el
         reply = await ask(url, line + get("/", "X-Forwarded-For: 10.0.0.1"))
         assert reply.fields["x-client"] == "203.0.113.7:40000"
         assert reply.fields["x-load-balancer"].startswith("127.0.0.1:")
-        assert b"\nX-Forwarded-For: 10.0.0.1, 203.0.113.7\n" in reply.body
+        assert b"\nX-Forwarded-For: 203.0.113.7\n" in reply.body
         assert (await ask(url, get("/"))).raw == b""
     stranger = ConnectionInfo(None, "198.51.100.1:1")
     chosen = proxy_protocol.CONF.connection_filter

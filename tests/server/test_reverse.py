@@ -76,14 +76,19 @@ FORWARDED = get(
         (b"", {"trusted_proxies": ("127.0.0.0/8",)}, ("10.0.0.1, ::1, 127.0.0.1", "https")),
         (b"", {"trusted_proxies": ("10.0.0.0/8", "unix")}, ("127.0.0.1", "http")),
         (
-            # Whom the proxy announces is appended; that it is trusted is a matter of its own.
+            # Whom the header announces has written these fields, and is not trusted.
             b"PROXY TCP4 203.0.113.7 203.0.113.9 40000 80\r\n",
             {"trusted_proxies": ("127.0.0.1",), "proxy_protocol": "in"},
+            ("203.0.113.7", "http"),
+        ),
+        (
+            b"PROXY TCP4 203.0.113.7 203.0.113.9 40000 80\r\n",
+            {"trusted_proxies": ("127.0.0.1", "203.0.113.7"), "proxy_protocol": "in"},
             ("10.0.0.1, ::1, 203.0.113.7", "https"),
         ),
     ],
 )
-async def test_forwarding_fields_are_appended_to_where_a_trusted_proxy_has_connected(
+async def test_forwarding_fields_are_appended_to_where_a_trusted_proxy_has_sent_them(
     before: bytes, conf: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     lines = await asked(before + FORWARDED, **conf)
