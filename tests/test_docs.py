@@ -561,6 +561,20 @@ def test_the_readme_counts_the_callbacks() -> None:
     assert "**Forty callbacks" in read("README.md")
 
 
+def test_the_page_on_modules_lists_every_builder() -> None:
+    listed = re.findall(
+        r"``(\w+)``", " ".join(row[0] for row in table("modules.rst", "shipped-modules"))
+    )
+    builders = [
+        name
+        for name in offered(modules)
+        if isinstance(kind := getattr(modules, name), type)
+        and issubclass(kind, modules.HttpModuleBuilder)
+        and kind is not modules.HttpModuleBuilder
+    ]
+    assert sorted(listed) == builders
+
+
 def test_the_rules_of_a_chain_name_every_callback_that_has_one() -> None:
     rows = table("composition.rst", "chain-rules")
     named = [plain(cell.strip()) for row in rows for cell in row[1].split(",")]
