@@ -72,7 +72,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Run proving ground, killed disk caches and property tests: ``-- --seed N --minutes M``."""
+    """Run proving ground, killed caches, sweeps, property tests: ``-- --seed N --minutes M``."""
     install(session, "tests")
     parser = argparse.ArgumentParser(prog="nox -s fuzz --")
     parser.add_argument("--seed", type=int, default=random.randrange(10**9))
@@ -84,4 +84,7 @@ def fuzz(session: nox.Session) -> None:
     kill_disk = ("tests.cache.kill_disk", "--seed", seed, "--rounds", options.rounds)
     session.run("python", "-m", *kill_disk)
     seeds = (f"--hypothesis-seed={seed}", f"--randomly-seed={seed}")
+    sweeps = [path for path in HERE.glob("tests/*/test_*.py") if "some_steps" in path.read_text()]
+    every = {"TRIOPROXY_EVERY_STEP": "1"}
+    session.run("pytest", "-n", "auto", *map(str, sorted(sweeps)), env=every)
     session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=deep", *seeds, *arguments)
