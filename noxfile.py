@@ -86,5 +86,6 @@ def fuzz(session: nox.Session) -> None:
     seeds = (f"--hypothesis-seed={seed}", f"--randomly-seed={seed}")
     sweeps = [path for path in HERE.glob("tests/*/test_*.py") if "some_steps" in path.read_text()]
     every = {"TRIOPROXY_EVERY_STEP": "1"}
-    session.run("pytest", "-n", "auto", *map(str, sorted(sweeps)), env=every)
+    patient = ("-n", "auto", "-o", "faulthandler_timeout=0")
+    session.run("pytest", *patient, *map(str, sorted(sweeps)), env=every)
     session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=deep", *seeds, *arguments)
