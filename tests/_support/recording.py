@@ -34,8 +34,9 @@ from trioproxy._custom import Protocol
 from trioproxy._info import ConnectionInfo
 from trioproxy.codec._h1 import HeadLimits, RequestReader, ResponseReader
 from trioproxy.proxy._bound import Filters
-from trioproxy.proxy._engine import Engine, Services
+from trioproxy.proxy._engine import Engine
 from trioproxy.proxy._record import ExchangeRecord
+from trioproxy.proxy._services import Services
 from trioproxy.streams._abc import UpstreamConnection
 from trioproxy.streams._custom_client import CustomClientConnection
 from trioproxy.streams._custom_server import CustomServerConnection, CustomServerOptions

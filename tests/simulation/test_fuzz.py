@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trioproxy.cache import CacheMeta
-from trioproxy.proxy._engine import Engine
+from trioproxy.proxy._ending import Ending
 from trioproxy.testing import _fuzz
 from trioproxy.testing._fuzz import fuzz, main, run_session
 
@@ -30,10 +30,10 @@ def test_some_sessions_are_ended_at_a_step() -> None:
 def test_a_failing_session_is_told_as_a_small_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def no_log(self: Engine, session: object, ctx: object) -> None:
+    async def no_log(self: Ending, session: object, ctx: object) -> None:
         return None
 
-    monkeypatch.setattr(Engine, "_log", no_log)
+    monkeypatch.setattr(Ending, "log", no_log)
     assert main(["--seed", "2", "--sessions", "1"]) == 1
     out = capsys.readouterr().out
     assert "# session 2\n# 1: " in out

@@ -14,7 +14,7 @@ import pytest
 from trioproxy import ProxyError
 from trioproxy._messages import END
 from trioproxy.codec._h2_events import DataReceived, GoAwayReceived
-from trioproxy.proxy._engine import Engine
+from trioproxy.proxy._ending import Ending
 from trioproxy.streams import _h1_server
 from trioproxy.streams._h1_client import H1ClientConnection
 from trioproxy.streams._h1_server import H1ServerConnection
@@ -83,27 +83,27 @@ def pool_with_bytes_unread(patch: pytest.MonkeyPatch) -> None:
 
 
 def retry_a_post(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("trioproxy.proxy._engine._IDEMPOTENT", {"GET", "POST"})
+    patch.setattr("trioproxy.proxy._ending.IDEMPOTENT", {"GET", "POST"})
 
 
 def logging_twice(patch: pytest.MonkeyPatch) -> None:
-    log = Engine._log
+    log = Ending.log
 
-    async def twice(self: Engine, session: Any, ctx: Any) -> None:
+    async def twice(self: Ending, session: Any, ctx: Any) -> None:
         await log(self, session, ctx)
         await log(self, session, ctx)
 
-    patch.setattr(Engine, "_log", twice)
+    patch.setattr(Ending, "log", twice)
 
 
 def no_logging_where_it_failed(patch: pytest.MonkeyPatch) -> None:
-    log = Engine._log
+    log = Ending.log
 
-    async def seldom(self: Engine, session: Any, ctx: Any) -> None:
+    async def seldom(self: Ending, session: Any, ctx: Any) -> None:
         if session.error is None:
             await log(self, session, ctx)
 
-    patch.setattr(Engine, "_log", seldom)
+    patch.setattr(Ending, "log", seldom)
 
 
 def keep_the_lease_on_error(patch: pytest.MonkeyPatch) -> None:
@@ -121,11 +121,11 @@ def end_a_cut_body_well(patch: pytest.MonkeyPatch) -> None:
     """Answer every error behind a response's head with a proper end."""
 
     async def fail(
-        self: Engine, session: Any, ctx: Any, error: ProxyError, *, before_upstream: bool
+        self: Ending, session: Any, ctx: Any, error: ProxyError, *, before_upstream: bool
     ) -> None:
         await session.finish()
 
-    patch.setattr(Engine, "_fail", fail)
+    patch.setattr(Ending, "fail", fail)
 
 
 def wait_for_ever(patch: pytest.MonkeyPatch) -> None:

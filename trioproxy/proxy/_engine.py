@@ -2,158 +2,44 @@
 
 Read `Engine.handle` from the top: the order of the calls is the order of the phases. It is the one
 place where an exchange's `Exception` stops, is logged and becomes an error response; ``Cancelled``
-and other `BaseException` pass. Nothing here knows which protocol either side speaks.
+and other `BaseException` pass; what becomes of it is told in ``_ending``. Nothing here knows which protocol either side speaks.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
-import attrs
 import trio
 
 from .._clock import wall_time
-from .._config import ServerConf, announced_version
-from .._counts import SessionCounts
-from .._errors import ErrorSource, ErrorType, ProxyError, RetryType
+from .._config import announced_version
+from .._errors import ErrorSource, ErrorType, ProxyError
 from .._info import Digest
 from .._messages import RequestHeader
 from .._peer import HttpPeer
-from .._util import unwrap
-from ..cache._http_cache import HttpCache, Spawn
+from ..cache._http_cache import HttpCache
 from ..cache._phase import CachePhase
 from ..cache._policy import NoCacheReason
 from ..modules._abc import ModulesCtx
 from ..semantics._conditional import fill_request
 from ..semantics._forwarding import to_upstream
 from ..streams._abc import DownstreamStream, UpstreamStream
-from ..upstream._pool import Lease, Pool
+from ..upstream._pool import Lease
 from ._body import BodyEvent
-from ._bound import Filters
 from ._caching import ServeStored, TapStream, cache_stage, serve_stored, stored_validators
-from ._chain import ModuleStream, release_modules, request_through_modules
-from ._failure import as_proxy_error, canned_head, log_failure
-from ._filters import FailToProxy, ProxyHttp
+from ._chain import ModuleStream, request_through_modules
+from ._ending import IDEMPOTENT, Ending, let_go
+from ._failure import as_proxy_error, canned_head
 from ._hedge import Asked, Race
 from ._max_forwards import METHODS, answer_as_last, count_down, forwards_left
 from ._pump import Exchange, run_exchange
-from ._record import ExchangeRecord
 from ._relay import run_with_messages
+from ._services import Services
 from ._session import Session
 from ._subrequest import SubrequestCtx, SubrequestSpawner
 from ._tunnel import run_tunnel
-
-# RFC 9110 section 9.2.2
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-
-
-@attrs.define(eq=False)
-class Services(SessionCounts):
-    """What the sessions of one server share."""
-
-    conf: ServerConf
-    pool: Pool
-    filters: Filters
-    log: logging.Logger
-    #: Called with a record of every exchange, or None where nobody wants one.
-    on_record: Callable[[ExchangeRecord], None] | None = None
-    #: Owns what outlives the request that started it; None where nothing may.
-    nursery: trio.Nursery | None = None
-    #: Runs an exchange that the proxy makes of itself; the engine sets it.
-    handle: Callable[[DownstreamStream, SubrequestCtx | None], Awaitable[None]] | None = None
-    draining: bool = False
-    #: Jobs in the background that make requests, now.
-    background: int = 0
-    #: Requests by the phase of the cache that they ended in, and those that waited for another one.
-    cache_phases: Counter[str] = attrs.field(factory=Counter)
-    collapsed: int = 0
-
-    def count_cache(self, cache: HttpCache) -> None:
-        """Count what the cache was to a request."""
-        phase = cache.phase()
-        if phase.reason != NoCacheReason.NeverEnabled:
-            self.cache_phases[phase.text] += 1
-        if cache.lock_duration() is not None:
-            self.collapsed += 1
-
-    def spawn(self) -> Spawn | None:
-        """Return what starts a job that outlives its request, None where nothing may."""
-        return None if self.nursery is None else self._spawn
-
-    def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
-        assert self.nursery is not None
-        try:
-            self.nursery.start_soon(job)
-        except RuntimeError:  # it has ended: so does the server, and the job is for what it keeps
-            self.log.warning("a job in the background was left out, as the server ends")
-
-    def may_start_background(self) -> bool:
-        """Tell whether a job may be started that makes a request nobody waits for (row S-09)."""
-        return (
-            self.nursery is not None
-            and self.handle is not None
-            and not self.draining
-            and self.background < self.conf.max_background_requests
-        )
-
-    def start_background(self, job: Callable[[], Awaitable[None]]) -> bool:
-        """Start a job in the server's nursery, bounded in time; False where that cannot be now.
-
-        A job that was started runs at least up to its first checkpoint.
-        """
-        if not self.may_start_background():
-            self.subrequests_refused += 1
-            return False
-        assert self.nursery is not None
-        try:
-            self.nursery.start_soon(self._bounded, job)
-        except RuntimeError:  # it has ended: so does the server
-            self.subrequests_refused += 1
-            return False
-        self.background += 1
-        return True
-
-    async def _bounded(self, job: Callable[[], Awaitable[None]]) -> None:
-        seconds = self.conf.background_timeout
-        try:
-            with trio.move_on_after(seconds) as scope:
-                await job()
-            if scope.cancelled_caught:
-                self.log.warning(
-                    "a request in the background took longer than background_timeout (%g s)",
-                    seconds,
-                )
-        except Exception as exc:  # nobody waits for it
-            self.log.warning("a request in the background failed: %s", unwrap(exc))
-        finally:
-            self.background -= 1
-
-    def summary(self, session: Session) -> str:
-        """Return the built-in summary of a session's request."""
-        return ProxyHttp.request_summary(_NOBODY, session, None)
-
-
-class _Nobody(ProxyHttp[None]):
-    """Lends the built-in `request_summary` where a user's own has failed."""
-
-    def new_ctx(self) -> None:
-        return None
-
-    async def upstream_peer(self, session: Session, ctx: None) -> HttpPeer:
-        raise ProxyError.explain(ErrorType.InternalError, "this proxy has no peer")
-
-
-_NOBODY = _Nobody()
-
-
-def _let_go(session: Session) -> None:
-    """Give back what a session holds of the cache, as others may wait for it."""
-    if session._cache is not None:
-        session._cache.close()
 
 
 def _fill(request: RequestHeader, cache: HttpCache) -> bool:
@@ -197,6 +83,8 @@ class Engine:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._conf = services.conf
+        #: What becomes of errors, and the end.
+        self.ending = Ending(services)
         self._announces = announced_version(services.conf)
         services.handle = self.handle
 
@@ -238,7 +126,7 @@ class Engine:
             # What a request that was let in asks for by itself is not what the limit keeps out.
             asked = services.sessions - services.subrequests
             if asked > self._conf.max_sessions and subrequest is None:
-                await self._shed(session)
+                await self.ending.shed(session)
                 over = True
                 return
             serves = stream.info.serves if subrequest is None else None
@@ -248,7 +136,7 @@ class Engine:
                 and not session.is_connect_req()
                 and not serves(request.authority)
             ):
-                await self._misdirected(session)
+                await self.ending.misdirected(session)
                 over = True
                 return
             try:
@@ -263,7 +151,7 @@ class Engine:
             except Exception as exc:  # no context, so no other callback can run
                 session.error = as_proxy_error(exc, session)
                 over = True
-                await self._answer_plainly(session, 500)
+                await self.ending.answer_plainly(session, 500)
                 return
             try:
                 async with trio.open_nursery() as nursery:
@@ -281,27 +169,27 @@ class Engine:
                 left = True
             late = nursery.cancel_scope.deadline <= trio.current_time()
             if left and late and session.error is None and stream.departure is None:
-                await self._out_of_time(session, ctx)
+                await self.ending.out_of_time(session, ctx)
             elif left:
-                await self._client_left(session, ctx)
+                await self.ending.client_left(session, ctx)
             over = True
-            await self._log(session, ctx)
+            await self.ending.log(session, ctx)
             if filters.persist_connection_context is not None and not left:
-                self._persist(session, ctx)
+                self.ending.persist(session, ctx)
         finally:
             services.sessions -= 1
             services.subrequests -= subrequest is not None
             if not over:
-                _let_go(session)
+                let_go(session)
                 session.error = ProxyError.explain(
                     ErrorType.Custom("Cancelled"), "the session was cancelled"
                 ).into_in()
-                await self._log(session, ctx)
+                await self.ending.log(session, ctx)
             if session.error is not None:
                 services.count_error(session.error)
             if services.on_record is not None:
-                services.on_record(self._record(session))
-            _let_go(session)
+                services.on_record(self.ending.record(session))
+            let_go(session)
             if session._cache is not None:
                 services.count_cache(session._cache)
             if session.error is not None:
@@ -309,31 +197,6 @@ class Engine:
             if subrequest is not None:
                 subrequest.error = session.error
             await stream.aclose()
-
-    async def _out_of_time(self, session: Session, ctx: Any) -> None:
-        """End what ``request_timeout`` has cancelled: 504 where nothing was sent, else a cut (T-08)."""
-        _let_go(session)
-        stream = session.downstream_session
-        stream.keepalive = None
-        seconds = self._conf.request_timeout
-        error = ProxyError.because(
-            ErrorType.HTTPStatus(504),
-            f"the request took longer than request_timeout ({seconds:g} s)",
-            ProxyError.explain(ErrorType.ReadTimedout, f"the whole request, in {session._phase}"),
-        ).into_in()
-        if session._held is not None:
-            peer, reused = session._held
-            session._held = None
-            error = self._call_error_while_proxy(session, ctx, peer, error, reused)
-        session.error = error
-        # A filter that answers is not to outlive the deadline for ever either.
-        with trio.move_on_after(self._conf.write_timeout) as scope:
-            stream.watch(scope)
-            if session._failed:  # its answer is what took too long
-                await self._answer_plainly(session, 504)
-            else:
-                await self._fail(session, ctx, error, before_upstream=False)
-        stream.unwatch()
 
     # -- before the upstream ---------------------------------------------------------------------
 
@@ -382,7 +245,7 @@ class Engine:
             error = as_proxy_error(exc, session)
             if session._cache is not None:
                 session._cache.disable(NoCacheReason.InternalError)
-            await self._fail(session, ctx, error, before_upstream=True)
+            await self.ending.fail(session, ctx, error, before_upstream=True)
             return error
         error_left = await self._attempts(session, ctx, nursery)
         if error_left is not None and session._cache is not None:
@@ -390,7 +253,7 @@ class Engine:
         if error_left is None:
             return session.error  # of what was served from the cache, and answered there
         session.downstream_session.keepalive = None
-        await self._fail(session, ctx, error_left, before_upstream=False)
+        await self.ending.fail(session, ctx, error_left, before_upstream=False)
         return error_left
 
     async def _without_origin(
@@ -406,7 +269,7 @@ class Engine:
             else:
                 if serves:
                     self._services.log.warning(
-                        "what is stored is served: %s: %s", self._summary(session, ctx), error
+                        "what is stored is served: %s: %s", self.ending.summary(session, ctx), error
                     )
                     cache.release_write_lock(NoCacheReason.UpstreamError)
                     await serve_stored(session, session._filters, ctx, self._conf, cache)
@@ -420,7 +283,7 @@ class Engine:
         if not session.response_started():
             who = session._phase
             self._services.log.error(
-                "%s returned True and answered nothing: %s", who, self._summary(session)
+                "%s returned True and answered nothing: %s", who, self.ending.summary(session)
             )
             await session.respond_error(500)
         else:
@@ -459,7 +322,7 @@ class Engine:
             # A stale connection, or one that refused this request, is not to be tried again.
             fresh = session._upstream is not None
             self._services.retries += 1
-            self._services.log.warning("retrying: %s: %s", self._summary(session, ctx), error)
+            self._services.log.warning("retrying: %s: %s", self.ending.summary(session, ctx), error)
 
     async def choose_peer(self, session: Session, ctx: Any) -> HttpPeer:
         """Ask the trait where to connect."""
@@ -493,7 +356,7 @@ class Engine:
             try:
                 lease = await self.lease(session, peer, fresh=fresh)
             except Exception as exc:  # a connector of the user's own may raise anything
-                return self.connect_failed(session, ctx, peer, exc)
+                return self.ending.connect_failed(session, ctx, peer, exc)
             asked = Asked(peer, lease, lease.stream)
         peer, upstream = asked.peer, asked.upstream
         session._upstream, session._peer_name = upstream, peer.name
@@ -516,7 +379,7 @@ class Engine:
             return None
         if cache is not None and _half_stored(cache):
             cache.disable(NoCacheReason.UpstreamError)  # another attempt cannot go on with it
-        error = self.attempt_failed(session, ctx, peer, upstream, error)
+        error = self.ending.attempt_failed(session, ctx, peer, upstream, error)
         session._held = None
         return error
 
@@ -534,7 +397,7 @@ class Engine:
     async def _replayable(self, session: Session, peer: HttpPeer) -> list[BodyEvent] | None:
         """Return the whole body of a request that may be sent twice at once, None of another one."""
         request = session.req_header()
-        if request.method not in _IDEMPOTENT or request.offers is not None:
+        if request.method not in IDEMPOTENT or request.offers is not None:
             return None
         if session.downstream_session.messages is not None or peer.options.custom is not None:
             return None  # what goes beside the content goes once
@@ -636,211 +499,3 @@ class Engine:
             run = run_tunnel if over_tunnel is None else over_tunnel.run
             await run(exchange, nursery, first)
         return False
-
-    def connect_failed(
-        self, session: Session, ctx: Any, peer: HttpPeer, exc: Exception
-    ) -> ProxyError:
-        """Return the error of an attempt that got no connection."""
-        error = as_proxy_error(exc, session, "connecting")
-        error.as_up()
-        callback = session._filters.fail_to_connect
-        if callback is not None:
-            session._phase = "fail_to_connect"
-            try:
-                returned = callback(session, peer, ctx, error)
-            except Exception as exc:  # it may not fail: the error that was passed in stands
-                log_failure(exc, session)
-            else:
-                if isinstance(returned, ProxyError):
-                    error = returned
-        error.decide_reuse(False)
-        error.as_up()
-        return error
-
-    def attempt_failed(
-        self,
-        session: Session,
-        ctx: Any,
-        peer: HttpPeer,
-        upstream: UpstreamStream,
-        error: ProxyError,
-    ) -> ProxyError:
-        """Return the error of an attempt that had a connection."""
-        if error.root_etype() == ErrorType.H2Downgrade:
-            if peer.http1() is None:
-                error.set_retry(False)  # there is no other way to ask it
-            else:
-                self._services.pool.remember_http1(peer)
-        if (
-            error.retry == RetryType.ReusedOnly
-            and upstream.anything_sent
-            and session.req_header().method not in _IDEMPOTENT
-        ):
-            error.set_retry(False)  # never a second POST on a guess (RFC 9110 section 9.2.2)
-        return self._call_error_while_proxy(session, ctx, peer, error, upstream.reused)
-
-    def _call_error_while_proxy(
-        self, session: Session, ctx: Any, peer: HttpPeer, error: ProxyError, reused: bool
-    ) -> ProxyError:
-        session._phase = "error_while_proxy"
-        try:
-            returned = session._filters.error_while_proxy(peer, session, error, ctx, reused)
-        except Exception as exc:  # it may not fail: the error that was passed in stands
-            log_failure(exc, session)
-        else:
-            if isinstance(returned, ProxyError):
-                error = returned
-        error.decide_reuse(reused and not session.retry_buffer_truncated())
-        return error
-
-    # -- errors and the end ----------------------------------------------------------------------
-
-    async def _fail(
-        self, session: Session, ctx: Any, error: ProxyError, *, before_upstream: bool
-    ) -> None:
-        """Give the request its error response, or its abort, and the log its line."""
-        if session._failed:  # the client left while it ran
-            return
-        session._failed = True
-        started = session.response_started()
-        session._phase = "fail_to_proxy"
-        try:
-            outcome = await session._filters.fail_to_proxy(session, error, ctx)
-            if not isinstance(outcome, FailToProxy):
-                raise TypeError(f"it returned {outcome!r}, which is no FailToProxy")
-        except Exception as exc:  # it may not fail: a plain 500, and no reuse
-            log_failure(exc, session)
-            outcome = FailToProxy(500, False)
-            await self._answer_plainly(session, 500)
-        if not (before_upstream and outcome.can_reuse_downstream):
-            session.downstream_session.keepalive = None
-        if session.response_started() and not started:
-            try:  # a head of its own without an end; what was cut before stays cut
-                await session.finish()
-            except ProxyError:
-                session.downstream_session.keepalive = None
-        if not self._suppressed(session, ctx, error):
-            self._services.log.error(
-                "Fail to proxy: %s, status: %d, %s",
-                error,
-                outcome.error_code,
-                self._summary(session, ctx),
-            )
-
-    async def _answer_plainly(self, session: Session, code: int) -> None:
-        try:
-            await session.respond_error(code)
-        except ProxyError:
-            session.downstream_session.keepalive = None
-
-    async def _shed(self, session: Session) -> None:
-        """Refuse a session beyond the limit (row R-05)."""
-        self._services.sessions_shed += 1
-        self._services.log.warning("max_sessions (%d) reached", self._conf.max_sessions)
-        body = b"503 Service Unavailable: the proxy has no capacity left, try again later\n"
-        head = canned_head(self._conf.server_name, 503, body)
-        head.headers.add("Retry-After", "1")
-        try:
-            await session.write_error_response(head, body)
-        except ProxyError:
-            session.downstream_session.keepalive = None
-
-    async def _misdirected(self, session: Session) -> None:
-        """Refuse what belongs to another name than TLS was opened for (row TLS-02)."""
-        body = b"421 Misdirected Request: this connection was opened for another name\n"
-        head = canned_head(self._conf.server_name, 421, body)
-        try:
-            await session.write_response_header(head)
-            await session.write_response_body(body, True)
-        except ProxyError:
-            session.downstream_session.keepalive = None
-
-    async def _client_left(self, session: Session, ctx: Any) -> None:
-        """Tell the callbacks that the client is gone, shielded and bounded."""
-        _let_go(session)
-        stream = session.downstream_session
-        stream.keepalive = None
-        error = session.error or stream.departure
-        if error is None:
-            error = ProxyError.explain(ErrorType.ConnectionClosed, "the client left").into_down()
-        with trio.CancelScope(
-            shield=True, deadline=trio.current_time() + self._conf.logging_timeout
-        ):
-            if session._held is not None:
-                peer, reused = session._held
-                session._held = None
-                error = self._call_error_while_proxy(session, ctx, peer, error, reused)
-            await self._fail(session, ctx, error, before_upstream=False)
-        session.error = error
-
-    async def _log(self, session: Session, ctx: Any) -> None:
-        """Run ``logging``: last, once, shielded, with a deadline of its own."""
-        release_modules(session)
-        callback = session._filters.logging
-        if callback is None:
-            return
-        session._phase = "logging"
-        seconds = self._conf.logging_timeout
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
-            try:
-                await callback(session, session.error, ctx)
-            except Exception as exc:  # it may not fail: ignored, but told
-                log_failure(exc, session)
-        if scope.cancelled_caught:
-            self._services.log.error(
-                "logging was cut off by logging_timeout (%g s): %s",
-                seconds,
-                self._services.summary(session),
-            )
-
-    def _persist(self, session: Session, ctx: Any) -> None:
-        """Keep what the next request on the connection is to have."""
-        stream = session.downstream_session
-        if stream.keepalive is None or not stream.sequential:
-            return
-        session._phase = "persist_connection_context"
-        callback = session._filters.persist_connection_context
-        assert callback is not None
-        stream.kept = None
-        try:
-            left = callback(session, ctx)
-        except Exception as exc:  # it may not fail: nothing is left
-            log_failure(exc, session)
-        else:
-            stream.kept = None if left is None else (session._filters, left)
-
-    def _suppressed(self, session: Session, ctx: Any, error: ProxyError) -> bool:
-        callback = session._filters.suppress_error_log
-        if callback is None:
-            return False
-        session._phase = "suppress_error_log"
-        try:
-            return bool(callback(session, ctx, error))
-        except Exception as exc:  # it may not fail: the line is logged
-            log_failure(exc, session)
-            return False
-
-    def _summary(self, session: Session, ctx: Any = None) -> str:
-        session._phase = "request_summary"
-        try:
-            return str(session._filters.request_summary(session, ctx))
-        except Exception as exc:  # it may not fail: the built-in text stands in
-            log_failure(exc, session)
-            return self._services.summary(session)
-
-    def _record(self, session: Session) -> ExchangeRecord:
-        request = session.req_header()
-        response = session.response_written()
-        return ExchangeRecord(
-            client=session.client_addr(),
-            method=request.method,
-            target=request.target,
-            version=request.version,
-            status=response.status if response is not None else 0,
-            body_bytes_sent=session.body_bytes_sent(),
-            body_bytes_received=session.body_bytes_read(),
-            duration=trio.current_time() - session._started,
-            upstream=session._peer_name,
-            error=str(session.error) if session.error is not None else None,
-            started_at=wall_time() - (trio.current_time() - session._started),
-        )

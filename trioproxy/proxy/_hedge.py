@@ -146,7 +146,7 @@ class Race:
         try:
             lease = await engine.lease(session, peer, fresh=self._fresh)
         except Exception as exc:  # a connector of the user's own may raise anything
-            self._lost(engine.connect_failed(session, ctx, peer, exc))
+            self._lost(engine.ending.connect_failed(session, ctx, peer, exc))
             return
         upstream = lease.stream
         held = (peer, upstream.reused)
@@ -170,7 +170,7 @@ class Race:
             error = as_proxy_error(exc, session, "request_body_filter")
             session._upstream = upstream
             self._let_go(held)
-            self._lost(engine.attempt_failed(session, ctx, peer, upstream, error))
+            self._lost(engine.ending.attempt_failed(session, ctx, peer, upstream, error))
         finally:
             if not keep:
                 lease.release()

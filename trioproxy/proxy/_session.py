@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .._peer import PeerOptions, Proxy
     from ..streams._abc import DownstreamStream, UpstreamStream
     from ._bound import Filters
-    from ._engine import Services
+    from ._services import Services
     from ._subrequest import SubrequestCtx, SubrequestSpawner
 
 

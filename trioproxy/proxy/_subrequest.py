@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..cache._http_cache import HttpCache
     from ..cache._lock import WritePermit
     from ._bound import Filters
-    from ._engine import Services
+    from ._services import Services
     from ._session import Session
 
 #: How deep subrequests of subrequests may be.

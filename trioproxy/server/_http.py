@@ -19,8 +19,9 @@ from ..codec._h1_codec import http1_codec
 from ..codec._h2 import H2Codec, H2Options
 from ..proxy._cached import CachingProxy
 from ..proxy._compose import Proxy, bind, parts
-from ..proxy._engine import Engine, Services
+from ..proxy._engine import Engine
 from ..proxy._record import ExchangeRecord
+from ..proxy._services import Services
 from ..streams._custom_server import CustomServerConnection, CustomServerOptions
 from ..streams._entrance import Entrance
 from ..streams._h1_server import H1ServerConnection, H1ServerOptions

@@ -35,7 +35,7 @@ from ..proxy._subrequest import (
 )
 
 if TYPE_CHECKING:
-    from ..proxy._engine import Services
+    from ..proxy._services import Services
     from ..proxy._session import Session
 
 
