@@ -402,6 +402,20 @@ async def test_bytes_for_trailers_pass_the_modules_behind(autojump_clock: MockCl
     assert not response.trailers
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "text"),
+    [
+        ("response_heder_filter", lambda self: None, "response_header_filter was meant"),
+        ("response_body_filter", lambda self, session, body, end_of_stream: None, "coroutine"),
+        ("response_body_filter", lambda self, session: None, "takes the wrong arguments"),
+        ("response_done_filter", None, "must be a method"),
+    ],
+)
+def test_a_wrong_hook_is_refused_when_the_class_is_made(name: str, make: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        type("Wrong", (HttpModule,), {name: make})
+
+
 def test_two_modules_of_one_type_are_refused() -> None:
     with pytest.raises(ValueError, match="there is a module Marking already"):
         HttpModules([Mark("a", []), Mark("b", [])])

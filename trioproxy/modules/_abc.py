@@ -17,6 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+from .._callbacks import ASYNC, SYNC, check_class, make_plan
+
 if TYPE_CHECKING:
     from .._headers import Headers
     from .._messages import BodyChunk, RequestHeader, ResponseHeader
@@ -25,22 +27,23 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound="HttpModule")
 
 
-#: The hooks, by name.
+#: The hooks: name, arguments besides self, kind.
 HOOKS = (
-    "request_header_filter",
-    "request_body_filter",
-    "response_header_filter",
-    "response_body_filter",
-    "response_flush_filter",
-    "response_trailer_filter",
-    "response_done_filter",
+    ("request_header_filter", 2, ASYNC),
+    ("request_body_filter", 3, ASYNC),
+    ("response_header_filter", 3, ASYNC),
+    ("response_body_filter", 3, ASYNC),
+    ("response_flush_filter", 2, ASYNC),
+    ("response_trailer_filter", 2, ASYNC),
+    ("response_done_filter", 1, SYNC),
 )
 
 
 class HttpModule:
     """One request's part of a module (Pingora's ``HttpModule``): override the hooks you need.
 
-    A hook that is not overridden is never called. A hook may raise `ProxyError` to refuse; any
+    A hook that is not overridden is never called; a wrong override is refused when the class is
+    made, as one of the trait's callbacks is. A hook may raise `ProxyError` to refuse; any
     other exception becomes an internal error, as in a callback of the trait. The hooks of a module
     that acts on the upstream's side are those of the response.
     """
@@ -49,11 +52,10 @@ class HttpModule:
     overridden: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Find out, once, which hooks a type has of its own."""
+        """Check the hooks of a new type, and remember which ones it has of its own."""
         super().__init_subclass__(**kwargs)
-        cls.overridden = frozenset(
-            name for name in HOOKS if getattr(cls, name) is not getattr(HttpModule, name)
-        )
+        check_class(cls, HttpModule, HOOKS)
+        cls.overridden = make_plan(cls, HttpModule, HOOKS).overrides
 
     async def request_header_filter(self, session: Session, request: RequestHeader) -> bool:
         """Check or rewrite the request's head; return True where you answered by yourself.
