@@ -266,6 +266,56 @@ def test_many_small_chunks_make_one_event() -> None:
     assert events == [Data(b"x" * 10_000)]
 
 
+def test_a_flood_of_small_chunks_is_not_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = 0
+    take = ChunkedDecoder._line
+
+    def counted(decoder: ChunkedDecoder, buffer: bytearray) -> bytes | None:
+        nonlocal lines
+        lines += 1
+        return take(decoder, buffer)
+
+    monkeypatch.setattr(ChunkedDecoder, "_line", counted)
+    content = [b"\r\n" + b"x" * (size - 2) for size in range(2, 16)]
+    body = b"".join(b"%x\r\n%s\r\n%X\r\n%s\r\n" % (len(c), c, len(c), c) for c in content) * 1000
+    assert ChunkedDecoder().decode(bytearray(body)) == [
+        Data(b"".join(c + c for c in content) * 1000)
+    ]
+    assert lines < 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"1\na\r\n",
+        b"1\r\na\n",
+        b"1\r\nab\r\n",
+        b"2\r\na\r\n3\r\nabc\r\n",
+        b"1\r\na\r\r\n",
+        b" 1\r\na\r\n",
+        b"+1\r\na\r\n",
+        b"g\r\n" + b"a" * 16 + b"\r\n",
+    ],
+)
+def test_a_mistake_behind_small_chunks_is_found_however_they_are_cut(wrong: bytes) -> None:
+    wire = b"3\r\nabc\r\nC\r\n1\r\na\r\n2\r\nbb\r\n" + wrong + b"0\r\n\r\n"
+
+    def read(step: int) -> tuple[bytes, str]:
+        decoder, buffer, content = ChunkedDecoder(), bytearray(), b""
+        for at in range(0, len(wire), step):
+            buffer += wire[at : at + step]
+            try:
+                events = decoder.decode(buffer)
+            except MessageRefused as exc:
+                return content, str(exc)
+            content += b"".join(event.data for event in events if type(event) is Data)
+        return content, str(decoder.refused)
+
+    results = {read(step) for step in (1, 2, 7, len(wire))}
+    assert len(results) == 1
+    assert results.pop()[1] != "None"
+
+
 def test_good_chunks_before_a_mistake_come_out_and_the_next_call_raises() -> None:
     decoder = ChunkedDecoder(502)
     assert decoder.decode(bytearray(b"1\r\na\r\n1\r\nb\r\nzz\r\n")) == [Data(b"ab")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests._support.recording import Ctx, CutError, Recorder, Wire, open_gateway
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
 from tests._support.websocket import DEFLATE, Talk, ask, raw, switch
 from trioproxy import Chain, ErrorSource, ErrorType, ProxyError, ResponseHeader, ServerConf, Session
+from trioproxy.codec._websocket import WebSocketEnd
 from trioproxy.proxy._compose import bind
 from trioproxy.websocket import BinaryMessage, TextMessage, WebSocketOptions
 
@@ -202,6 +204,36 @@ async def test_every_split_of_a_conversation_gives_the_same(autojump_clock: obje
             assert await server.receive() == "HELLO"
             assert await server.receive() == b"X" * 130
             origin.left.set()
+
+
+async def test_others_have_their_turn_while_small_frames_are_read(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+    read: Counter[int] = Counter()
+    feed = WebSocketEnd.feed
+
+    def counted(end: WebSocketEnd, data: bytes) -> Any:
+        read[turns] += len(data)
+        return feed(end, data)
+
+    async def somebody_else() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    monkeypatch.setattr(WebSocketEnd, "feed", counted)
+    proxy, origin = Chat(), Origin()
+    async with open_gateway(proxy, origin) as gateway, trio.open_nursery() as nursery:
+        client, server = await opened(gateway, origin)
+        nursery.start_soon(somebody_else)
+        await client.raw(raw(1, fin=False) + raw(0, fin=False) * 10000 + raw(0, b"at last"))
+        assert await server.receive() == "at last"
+        origin.left.set()
+        nursery.cancel_scope.cancel()
+    assert sum(read.values()) > 60000
+    assert max(read.values()) <= 8192  # the other task may just have had its turn
 
 
 async def test_what_came_with_the_101_is_read(autojump_clock: object) -> None:

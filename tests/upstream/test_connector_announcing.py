@@ -12,7 +12,7 @@ import trio.testing
 import trustme
 
 from tests._support.tls_wire import TlsWire, server_context
-from trioproxy import HttpPeer, PeerOptions, ServerConf
+from trioproxy import HttpPeer, PeerOptions, ProxyError, ServerConf
 from trioproxy._info import ConnectionInfo
 from trioproxy._proxy_header import ProxyHeader
 from trioproxy.codec._proxy_protocol import ProxyHeaderReader, encode_proxy_header
@@ -109,6 +109,24 @@ async def test_a_connection_of_our_own_has_no_word_for_that_in_version_1(
     peer = HttpPeer("192.0.2.10", 80, options=PeerOptions(proxy_protocol=1))
     await SocketConnector(ServerConf()).connect(peer)
     assert await far.receive_some() == b"PROXY TCP4 192.0.2.9 192.0.2.10 40000 80\r\n"
+
+
+async def test_what_a_proxy_before_us_told_may_be_too_long_to_be_handed_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    told = ProxyHeader(authority="x" * 4077)  # without addresses, which ours has
+    assert ProxyHeaderReader().feed(encode_proxy_header(told)) == told
+    client = attrs.evolve(CLIENT, proxy_header=told)
+
+    async def script(stream: Any) -> None:
+        assert await stream.receive_some() == b""  # closed, and nothing was sent
+
+    with pytest.RaisesGroup(pytest.RaisesExc(ProxyError, match="at most 4096")):
+        await connected(
+            script,
+            lambda options: HttpPeer("a", 80, options=options).announcing(client, 2),
+            proxy_protocol="out",
+        )
 
 
 async def test_nothing_is_sent_where_the_peer_or_nobody_wants_it(

@@ -31,6 +31,12 @@ _SIZE = re.compile(
     + _QUOTED
     + rb"))?)*"
 )
+# Chunks of fewer than 16 bytes, which are almost nothing but framing: a flood of them, taken line by
+# line, would keep everybody else waiting.
+_SMALL = re.compile(
+    rb"|".join(rb"(?:%x|%X)\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16)), re.DOTALL
+)
+_SMALL_RUN = re.compile(rb"(?:" + _SMALL.pattern + rb")++", re.DOTALL)
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t \x21-\x7e\x80-\xff]*)")
 
 
@@ -139,6 +145,7 @@ class ChunkedDecoder:
             self._state = "size"
             return True
         if state == "size":
+            self._take_small(buffer)
             self._peek_size(buffer)
             line = self._line(buffer)
             if line is None:
@@ -146,6 +153,14 @@ class ChunkedDecoder:
             self._start_chunk(line)
             return True
         return self._trailer(buffer, events)
+
+    def _take_small(self, buffer: bytearray) -> None:
+        """Take the small chunks that the buffer begins with, as far as they are whole and right."""
+        run = _SMALL_RUN.match(buffer)
+        if run is not None:
+            taken = run[0]
+            self._pieces += [taken[at.start() + 3 : at.end() - 2] for at in _SMALL.finditer(taken)]
+            del buffer[: len(taken)]
 
     def _peek_size(self, buffer: bytearray) -> None:
         """Refuse a line that cannot become a size before it is whole."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _EXTENSIONS = b"sec-websocket-extensions"
 #: What the other end is told where one has failed, or we have.
 _GOING_AWAY, _INTERNAL_ERROR = 1001, 1011
+#: Bytes that are read without a pause: a frame may take two of them, and much more time than those.
+_AT_ONCE = 4096
 
 
 class MessageFilter:
@@ -285,13 +287,18 @@ class _WebSocket:
         Raises:
           ProxyError: they are no WebSocket's.
         """
-        for each in source.end.feed(data):
-            if isinstance(each, Close):
-                await target.close(each)
-            elif isinstance(each, Control):
-                await target.control(each)
-            else:
-                await pass_on(each)
+        for at in range(0, len(data), _AT_ONCE):
+            if at:
+                await trio.lowlevel.checkpoint()
+            for each in source.end.feed(data[at : at + _AT_ONCE]):
+                if isinstance(each, Close):
+                    await target.close(each)
+                elif isinstance(each, Control):
+                    await target.control(each)
+                else:
+                    await pass_on(each)
+            if source.end.failure is not None:
+                break
         failure = source.end.failure
         if failure is not None:
             self._culprit = (source, Close(failure.code, failure.text.encode()))

@@ -21,6 +21,8 @@ READ_SIZE = 65536
 READ_AHEAD = 32768
 #: What a message counts for at least, so that empty ones cannot be without number.
 MESSAGE_COST = 256
+#: Pieces of content that wait are joined up to this size, so that small ones are not without number.
+JOINED = 1024
 
 
 def ends(event: object) -> bool:
@@ -86,7 +88,13 @@ class Inbox:
         self._trailers.clear()
         if type(event) is Data:
             self.queued += len(event.data)
-        self.events.append(event)
+            before = self.events[-1] if self.events else None
+            if type(before) is Data and len(before.data) + len(event.data) <= JOINED:
+                self.events[-1] = Data(before.data + event.data, event.end)
+            else:
+                self.events.append(event)
+        else:
+            self.events.append(event)
         self.bell.ring()
         if ends(event):
             self.ended = True

@@ -258,7 +258,13 @@ async def _announce(
     else:
         header = ProxyHeader(local=True)
     try:
-        await transport.send_parts([encode_proxy_header(header)], timeout)
+        encoded = encode_proxy_header(header)
+    except ValueError as exc:  # what a proxy before us has told, which just fitted there
+        raise ProxyError.explain(
+            ErrorType.ConnectError, f"the PROXY header to {peer} cannot be written: {exc}"
+        ).into_up() from exc
+    try:
+        await transport.send_parts([encoded], timeout)
     except ProxyError as exc:
         raise exc.more_context(f"the PROXY header to {peer}").into_up() from exc
 
