@@ -276,7 +276,48 @@ async def test_a_body_of_which_too_much_was_read_is_shared_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_body_that_was_read_before_is_shared_from_its_start(
+    framing: str, whole: bool
+) -> None:
+    asked: list[Message] = []
+
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        while await session.read_request_body() is not None and whole:
+            pass
+        spawner = spawner_of(session)
+        await spawner.pipe(body=spawner.share_body(save=0))
+        return True
+
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_spawning(proxy, keeps(asked), lockstep=True) as gateway:
+        client = gateway.connect()
+        first, second = post(b"one ", b"two", framing=framing).split(b"two")
+        await client.send(first)
+        await client.send(b"two" + second)
+        assert (await client.message()).status == 200
+    assert [each.body for each in asked] == [b"one two"]
+
+
 # -- piping --------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_gets_no_informational_responses_gets_the_final_one() -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        session.set_ignore_info_resp(True)
+        await spawner_of(session).pipe()
+        return True
+
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_spawning(proxy, answers(hints + OK)) as gateway:
+        response = await gateway.exchange(GET)
+        assert (response.status, response.body) == (200, b"hello")
 
 
 async def test_a_filter_sees_what_is_piped_and_may_drop_or_replace_it() -> None:

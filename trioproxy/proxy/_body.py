@@ -87,6 +87,11 @@ class RequestBody:
         return self.done or self._end_arrived or (bool(waiting) and _ends(waiting[-1]))
 
     @property
+    def read_before(self) -> list[bytes] | None:
+        """What was read from the stream so far, None where that is more than is kept."""
+        return None if self.truncated else list(self._kept)
+
+    @property
     def readable_now(self) -> bool:
         """Whether `next_batch` has something without waiting for the client."""
         if self._pending or self._raw or (self._row is not None and self._row.more):

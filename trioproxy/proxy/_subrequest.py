@@ -164,7 +164,8 @@ class SharedBody:
     def __init__(self, session: Session, save: int) -> None:
         self._session = session
         self._save = save
-        self._kept: list[bytes] | None = []
+        #: What was read before is the session's to keep, whatever is to be saved here.
+        self._kept: list[bytes] | None = session._body.read_before
         self._size = 0
         #: Whether the body was read to its end.
         self.complete = session.is_body_done()
@@ -415,7 +416,9 @@ class Subrequest:
                     if task.status >= 200:
                         length = task.headers.get_bytes(b"content-length")
                         has_body = response_has_body(task, session.req_header().method, length)
-                    if session.response_started() or session._ignores_info(task.status):
+                    if session.response_started() or (
+                        task.status < 200 and session._ignores_info(task.status)
+                    ):
                         task = None
                 elif not has_body:
                     task = None
