@@ -538,6 +538,7 @@ def renew(session: Session, cache: HttpCache) -> bool:
     permit = cache.take_write_lock()
     ctx = SubrequestCtx(depth=depth_below(session), background=True)
     ctx.hand_on(permit)
+    ctx.run_with(session._filters)  # a `Route` has chosen by what the client sent, not by this head
     info = session.downstream_session.info
     if services.start_background(partial(_discard, services, request, b"", ctx, info)):
         return True
