@@ -16,6 +16,7 @@ from tests._support.matrix import (
     PAIRINGS,
     Exchange,
     Handler,
+    Leg,
     Matrix,
     Origins,
     Pairing,
@@ -24,6 +25,7 @@ from tests._support.matrix import (
     open_matrix,
 )
 from tests._support.recording import ORIGIN, Ctx, CutError, Message, Recorder
+from tests._support.tunnels import TARGET, connect, shout
 from trioproxy import (
     BodyChunk,
     ErrorType,
@@ -335,6 +337,21 @@ async def test_it_sees_what_earlier_modules_made(
         assert (await gateway.exchange("POST", body=b"ab")).status == 200
         await gateway.sessions_ended()
     assert [each.body for each in asked] == [body]
+
+
+@pytest.mark.parametrize("leg", [H1, H2C], ids=str)
+async def test_a_tunnel_is_not_mirrored(leg: Leg, autojump_clock: MockClock) -> None:
+    proxy = shadowed()
+    origins: Origins = {"origin.test": shout, SHADOW: OK}
+    conf = ServerConf(allow_connect=[TARGET])
+    async with open_matrix(proxy, origins, Pairing(leg, H1), conf=conf) as gateway:
+        tunnel = await connect(gateway, early=b"hello")
+        assert await tunnel.read(5) == b"HELLO"
+        await tunnel.half_close()
+        assert await tunnel.read(3) == b"BYE"
+        await gateway.sessions_ended()
+        assert gateway.running.statistics().subrequests_total == 0
+        assert SHADOW not in gateway.asked
 
 
 @some_pairings

@@ -193,6 +193,24 @@ async def test_one_without_a_host_gets_that_of_its_peer() -> None:
     assert [each.get("host") for each in asked] == ["origin.test"] * 3
 
 
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_tunnel_is_none(background: bool) -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        head = RequestHeader("CONNECT", "origin.test:443", {"Host": "origin.test:443"})
+        if background:
+            spawner_of(session).spawn_background(head)
+        else:
+            await spawner_of(session).pipe(head)
+        return True
+
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_spawning(proxy, answers(OK)) as gateway:
+        assert (await gateway.exchange(GET)).status == 500
+        assert gateway.connector.asked == []
+    error = proxy.the("logging").args["e"]
+    assert "a subrequest cannot be CONNECT" in str(error)
+
+
 @pytest.mark.parametrize("size", [1, 65535, 65536, 300_000])
 @pytest.mark.parametrize("iterated", [False, True])
 async def test_its_body_is_given_whole_or_piece_by_piece(size: int, iterated: bool) -> None:

@@ -578,6 +578,11 @@ class SubrequestSpawner:
         if isinstance(body, SharedBody):
             body, length = body.framed()
         head = self._session.req_header() if request is None else request
+        if head.method == "CONNECT":  # what answers it is a tunnel, and no message
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                "a subrequest cannot be CONNECT: a head with another method is right",
+            ).into_in()
         mode = BodyMode.EXPECT_BODY if body else BodyMode.NO_BODY
         return prepare(head, length=length, body=bool(body)), SubrequestCtx(
             user_ctx=user_ctx,
@@ -603,7 +608,8 @@ class SubrequestSpawner:
           user_ctx: Anything, for its callbacks to find in ``session.subrequest_ctx.user_ctx``.
 
         Raises:
-          ProxyError: InternalError, this is a subrequest already that is eight deep.
+          ProxyError: InternalError, the method is CONNECT, or this is a subrequest already that is
+            eight deep.
         """
         head, ctx = self._made(request, body, user_ctx, background=False)
         if ctx.depth > MAX_DEPTH:
@@ -658,6 +664,9 @@ class SubrequestSpawner:
           request: See `open`.
           body: Its body.
           user_ctx: See `open`.
+
+        Raises:
+          ProxyError: InternalError, the method is CONNECT.
         """
         head, ctx = self._made(request, body, user_ctx, background=True)
         services = self._services
