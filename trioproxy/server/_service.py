@@ -103,6 +103,9 @@ class Service(ABC):
     def drain(self) -> None:
         """Let the server stop: nothing new is begun that could outlive what is under way."""
 
+    async def part(self) -> None:
+        """Say a last word to those who are to be cut at the end of grace, where there is one."""
+
     @abstractmethod
     def shed(self) -> None:
         """Give up what is idle, as descriptors or memory have run out."""
