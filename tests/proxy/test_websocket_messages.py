@@ -725,16 +725,17 @@ async def test_both_ends_are_told_where_the_server_stops(
 
     async with open_matrix(proxy, origin, Pairing(down, H1)) as gateway:
         connection = await gateway.connect()
-        assert connection.wire is not None
-        await connection.wire.send(ask())
-        assert (await connection.wire.head()).status == 101
-        client = Talk.of(connection.wire, client=True)
+        wire = connection.wire
+        assert wire is not None
+        await wire.send(ask())
+        assert (await wire.head()).status == 101
+        client = Talk.of(wire, client=True)
 
         async def leave() -> None:
             got.append(await client.closing())
             if answers:
                 await client.raw(raw(8, b"\x03\xe9"))
-                connection.wire.close()
+                wire.close()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leave)

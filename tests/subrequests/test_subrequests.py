@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -297,7 +297,7 @@ async def test_a_body_of_which_too_much_was_read_is_shared_once() -> None:
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_body_that_was_read_before_is_shared_from_its_start(
-    framing: str, whole: bool
+    framing: Literal["length", "chunked"], whole: bool
 ) -> None:
     asked: list[Message] = []
 

@@ -103,6 +103,7 @@ class Service(ABC):
     def drain(self) -> None:
         """Let the server stop: nothing new is begun that could outlive what is under way."""
 
+    @abstractmethod
     async def part(self) -> None:
         """Say a last word to those who are to be cut at the end of grace, where there is one."""
 
