@@ -469,6 +469,19 @@ async def test_one_that_failed_is_told_as_such(autojump_clock: MockClock) -> Non
     assert told[0].error.etype == ErrorType.ConnectRefused
 
 
+async def test_an_error_of_ours_is_what_the_client_got_as_well(autojump_clock: MockClock) -> None:
+    told: list[Mirrored] = []
+    proxy = shadowed(on_mirrored=told.append)
+    origins: Origins = {"origin.test": ErrorType.ConnectRefused, SHADOW: OK}
+    async with open_matrix(proxy, origins, Pairing(H1, H1)) as gateway:
+        assert (await gateway.exchange()).status == 502
+        await gateway.sessions_ended()
+    assert told[0].answer is not None
+    assert told[0].answer.status == 502
+    assert told[0].response is not None
+    assert told[0].response.status == 200
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -259,6 +259,8 @@ class MirrorModule(HttpModule):
 
     def response_done_filter(self, session: Session) -> None:
         """Give a mirror up whose body will never be whole."""
+        if self._answer is None and session.response_started():
+            self._answer = session.response_written()  # an error of ours: no module has seen it
         self._answered.set()
         if self._tee is not None and not self._tee.ended:
             self._scope.cancel()
