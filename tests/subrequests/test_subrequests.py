@@ -19,6 +19,7 @@ from tests._support.recording import (
     CutError,
     Message,
     Origins,
+    Recorder,
     Wire,
     answers,
     chunked,
@@ -36,9 +37,11 @@ from trioproxy import (
     ProxyError,
     RequestHeader,
     ResponseHeader,
+    Route,
     ServerConf,
     Session,
 )
+from trioproxy.proxy._compose import bind
 from trioproxy.subrequests import (
     SUBREQUEST_ERROR,
     BodyMode,
@@ -153,6 +156,22 @@ async def test_it_is_a_copy_of_the_request_as_it_stands_and_knows_what_it_is_for
     assert seen[1] is not None
     assert (seen[1].user_ctx, seen[1].depth, seen[1].background) == ("what for", 1, False)
     assert seen[1].body_mode is BodyMode.NO_BODY
+
+
+async def test_it_goes_the_way_that_its_request_has_been_routed() -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        head = session.req_header().copy()
+        head.path = "/verify"
+        await spawner_of(session).pipe(head)
+        return True
+
+    proxy = Spawning(hooks={"request_filter": request_filter, "upstream_peer": by_target})
+    origins = {ORIGIN.name: answers(OK), ORIGIN_2.name: answers(SECOND)}
+    async with open_spawning(proxy, origins) as gateway:
+        gateway.services.filters = bind(Route({"/path": proxy, "/": Recorder()}))
+        assert (await gateway.exchange(GET)).body == b"second"
 
 
 async def test_its_head_can_be_another_one() -> None:

@@ -102,7 +102,7 @@ class SubrequestCtx:
     error: ProxyError | None = attrs.field(default=None, init=False)
     #: The right to fill the cache, which another request has handed on.
     _permit: WritePermit | None = attrs.field(default=None, init=False)
-    #: Whose callbacks run, None for those of the proxy object.
+    #: Whose callbacks run: a `Route` chooses by what a client sends, and not by this head.
     _filters: Filters | None = attrs.field(default=None, init=False)
 
     @property
@@ -538,7 +538,7 @@ def renew(session: Session, cache: HttpCache) -> bool:
     permit = cache.take_write_lock()
     ctx = SubrequestCtx(depth=depth_below(session), background=True)
     ctx.hand_on(permit)
-    ctx.run_with(session._filters)  # a `Route` has chosen by what the client sent, not by this head
+    ctx.run_with(session._filters)
     info = session.downstream_session.info
     if services.start_background(partial(_discard, services, request, b"", ctx, info)):
         return True
@@ -584,12 +584,14 @@ class SubrequestSpawner:
                 "a subrequest cannot be CONNECT: a head with another method is right",
             ).into_in()
         mode = BodyMode.EXPECT_BODY if body else BodyMode.NO_BODY
-        return prepare(head, length=length, body=bool(body)), SubrequestCtx(
+        ctx = SubrequestCtx(
             user_ctx=user_ctx,
             body_mode=mode,
             depth=depth_below(self._session),
             background=background,
         )
+        ctx.run_with(self._session._filters)
+        return prepare(head, length=length, body=bool(body)), ctx
 
     @asynccontextmanager
     async def open(
