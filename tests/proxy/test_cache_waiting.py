@@ -39,11 +39,14 @@ from tests._support.caching import (
 )
 from tests._support.recording import (
     GET,
+    Ctx,
+    Recorder,
     answers,
     post,
     returns,
 )
 from trioproxy import (
+    Route,
     Session,
 )
 from trioproxy.cache import (
@@ -52,6 +55,7 @@ from trioproxy.cache import (
     ForcedFreshness,
 )
 from trioproxy.cache._lock import WritePermit
+from trioproxy.proxy._compose import bind
 
 READER = HIT
 PARTIAL_READER = [
@@ -314,6 +318,23 @@ async def test_a_request_in_the_background_asks_with_the_validators(
     asked = steps.asked[1]
     assert asked.start == b"GET /path HTTP/1.1"
     assert (asked.get("if-none-match"), asked.get("x-mine")) == ('"1"', "1")
+
+
+async def test_what_a_route_has_stored_is_renewed_by_that_route(autojump_clock: MockClock) -> None:
+    async def rewrite(session: Session, _ctx: Ctx) -> bool:
+        session.req_header().path = "/inside"
+        return False
+
+    steps = Steps([[BEHIND], [response('ETag: "2"')]])
+    recorder = CacheRecorder(hooks={**SERVES, "request_filter": rewrite})
+    async with open_cache(recorder, steps.origin()) as gateway:
+        gateway.services.filters = bind(Route({"/path": recorder, "/inside": Recorder()}))
+        await gateway.exchange(GET)
+        await trio.sleep(LATER)
+        await gateway.exchange(GET)
+        await settled()
+        assert [str(phase) for phase in recorder.phases()] == ["miss", "stale-updating", "expired"]
+        assert (await gateway.exchange(GET)).get("etag") == '"2"'
 
 
 @pytest.mark.parametrize("reason", ["too many", "draining", "no nursery"])

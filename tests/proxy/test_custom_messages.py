@@ -15,6 +15,7 @@ from examples._chat import MESSAGE, PREFIX, LengthPrefixed, Party
 from tests._support.recording import (
     GET,
     OK,
+    ORIGIN_2,
     Ctx,
     CutError,
     Gateway,
@@ -398,6 +399,38 @@ async def test_an_origin_s_messages_end_at_the_filter_where_the_client_speaks_ht
         assert response.body == b"hello"
     assert proxy.seen == [("down", b"lost", True)]
     assert not proxy.of("request_filter")[0].args["session"].is_custom()
+
+
+async def test_an_origin_that_won_a_race_gets_messages_from_the_side(
+    autojump_clock: object,
+) -> None:
+    got: list[CodecEvent] = []
+
+    async def origin(party: Party) -> None:
+        await party.receive()
+        await exactly(party, END)
+        await party.send(FINE)
+        got.append(await party.receive())
+        await party.send(END)
+
+    async def silent(wire: Wire) -> None:
+        await wire.message()
+        await wire.more()
+
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        session.hedge(1)
+        return False
+
+    async def say(_session: Session, _ctx: Ctx) -> None:
+        await proxy.channels[0].send(b"from the side")
+
+    hooks = {"request_filter": request_filter, "custom_forwarding": say}
+    proxy = Chat([ORIGIN_2, PEER], hooks=hooks)
+    origins = {ORIGIN_2.name: silent, PEER.name: server(origin)}
+    async with open_gateway(proxy, origins) as gateway:
+        with trio.fail_after(60):
+            assert (await gateway.exchange(GET)).status == 200
+    assert got == [Message(b"from the side")]
 
 
 async def test_between_http_and_http_there_are_no_messages(autojump_clock: object) -> None:

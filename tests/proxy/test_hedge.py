@@ -301,3 +301,31 @@ async def test_a_client_that_leaves_ends_both(pairing: Pairing, autojump_clock: 
         await gateway.sessions_ended()
         assert gateway.running.statistics().pool.leased == 0
     assert proxy.the("logging").args["e"].etype == ErrorType.ConnectionClosed
+
+
+@some_pairings
+async def test_what_a_cancelled_attempt_raises_is_no_error_of_the_other(
+    pairing: Pairing, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def connected_to_upstream(
+        _session: Session, _reused: bool, peer: HttpPeer, *_rest: object
+    ) -> None:
+        if peer.host == "second.test":
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails_in_the_end)
+            await trio.sleep_forever()
+
+    async def fails_in_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("ours")
+
+    proxy = hedging(connected_to_upstream=connected_to_upstream)
+    async with open_matrix(proxy, {"origin.test": never, "second.test": FAST}, pairing) as gateway:
+        assert (await gateway.exchange()).body == b"hello"
+        await gateway.sessions_ended()
+        assert gateway.running.statistics().pool.leased == 0
+    assert proxy.the("logging").args["e"] is None
+    assert "a callback of an attempt that has lost raised ValueError: ours" in caplog.text

@@ -384,6 +384,80 @@ async def test_a_body_goes_through_the_modules_once_however_often_it_is_tried(
     assert len([each for each in seen if ".up(" in each and "True" in each]) == 1
 
 
+class Pondering(HttpModule):
+    """Looks at the second piece of a body for a while."""
+
+    seen: int = 0
+
+    async def request_body_filter(
+        self, session: Session, body: BodyChunk, end_of_stream: bool
+    ) -> None:
+        self.seen += 1
+        if self.seen == 2:
+            await trio.sleep(5)
+
+
+@attrs.frozen
+class Ponder(HttpModuleBuilder):
+    module_type = Pondering
+
+    def init(self) -> HttpModule:
+        return Pondering()
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS, ids=str)
+async def test_a_piece_at_which_a_module_was_cut_is_missed_by_no_other_attempt(
+    pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    def again(_peer: object, _session: object, e: ProxyError, *_rest: object) -> ProxyError:
+        e.set_retry(True)
+        return e
+
+    asked: list[Message] = []
+
+    async def origin(exchange: Exchange) -> None:
+        if not proxy.of("error_while_proxy"):
+            await exchange.at_least(4)
+            await trio.sleep(2)
+            exchange.close()
+            return
+        asked.append(await exchange.message())
+        await exchange.respond(200, [("content-length", "0")])
+
+    proxy = Proxied(downstream=(Ponder(),), hooks={"error_while_proxy": again})
+    async with open_matrix(proxy, origin, pairing) as gateway:
+        client = await gateway.connect()
+        exchange = await client.open("POST")
+        await exchange.send_data(b"one ")
+        await trio.sleep(1)
+        await exchange.send_data(b"two ")
+        await exchange.send_data(b"three", end=True)
+        await gateway.sessions_ended()
+        assert [each.status for each in gateway.records] == [502]
+    assert asked == []
+
+
+async def test_what_is_behind_a_piece_at_which_a_module_was_cut_is_not_read(
+    autojump_clock: MockClock,
+) -> None:
+    async def request_filter(session: Session, _ctx: object) -> bool:
+        with trio.move_on_after(3):
+            while await session.read_request_body() is not None:
+                pass
+        await session.read_request_body()
+        return False
+
+    proxy = Proxied(downstream=(Ponder(),), hooks={"request_filter": request_filter})
+    async with open_matrix(proxy, {}, PAIRINGS[0]) as gateway:
+        client = await gateway.connect()
+        exchange = await client.open("POST")
+        await exchange.send_data(b"one ")
+        await trio.sleep(1)
+        await exchange.send_data(b"two ", end=True)
+        assert (await exchange.message()).status == 500
+    assert "a piece is missing" in str(proxy.the("logging").args["e"])
+
+
 async def test_bytes_for_trailers_pass_the_modules_behind(autojump_clock: MockClock) -> None:
     class Ending(HttpModule):
         async def response_trailer_filter(

@@ -737,6 +737,50 @@ async def test_an_origin_of_http_2_is_asked_for_the_same(
     assert proxy.the("logging").args["e"] is None
 
 
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("down", [H1, H1_TLS], ids=str)
+async def test_both_ends_are_told_where_the_server_stops(
+    down: Any, answers: bool, autojump_clock: MockClock
+) -> None:
+    proxy = Chat()
+    got: list[tuple[int, str]] = []
+
+    async def origin(exchange: Any) -> None:
+        await exchange.wire.head()
+        await exchange.wire.send(switch())
+        server = Talk.of(exchange.wire, client=False)
+        got.append(await server.closing())
+        if answers:
+            await server.raw(raw(8, b"\x03\xe9", mask=None))
+        else:
+            await trio.sleep_forever()
+
+    async with open_matrix(proxy, origin, Pairing(down, H1)) as gateway:
+        connection = await gateway.connect()
+        wire = connection.wire
+        assert wire is not None
+        await wire.send(ask())
+        assert (await wire.head()).status == 101
+        client = Talk.of(wire, client=True)
+
+        async def leave() -> None:
+            got.append(await client.closing())
+            if answers:
+                await client.raw(raw(8, b"\x03\xe9"))
+                wire.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave)
+            started = trio.current_time()
+            await gateway.running.drain(5)
+            took = trio.current_time() - started
+    assert got == [(1001, "")] * 2
+    # Whoever does not answer is cut a little later.
+    assert (5 <= took < 6) if answers else (7 <= took < 8)
+    error = proxy.the("logging").args["e"]
+    assert (error is None) is answers
+
+
 # -- cancellation ----------------------------------------------------------------------------------
 
 

@@ -197,6 +197,13 @@ FOUND = {
         names=(Name("origin.test", "192.0.2.20", "h2c"),),
         origin_http2=(Http2(connect=True),),
     ),
+    "what a filter has made of an answer that was tried again is nothing that was sent": Scenario(
+        (Client((Request(answers=(Answer(), Answer(blocks=0))),)),),
+        filters=(
+            Filter("response_body_filter", do="fail"),
+            Filter("error_while_proxy", do="retry"),
+        ),
+    ),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -9,7 +11,7 @@ from trio.testing import MockClock
 from tests._support.matrix import H1, OK, PAIRINGS, Exchange, Pairing, essence, keeps, open_matrix
 from tests._support.recording import Ctx, Message, Recorder
 from tests._support.spawning import Spawning, spawner_of
-from trioproxy import Chain, ErrorType, HttpPeer, ProxyHttp, Session
+from trioproxy import Chain, ErrorType, HttpPeer, ProxyError, ProxyHttp, Session
 
 pairings = pytest.mark.parametrize("pairing", PAIRINGS, ids=str)
 
@@ -101,6 +103,35 @@ async def test_what_is_refused_before_its_body_was_read_is_piped(
         response = await exchange.message()
         assert (response.status, response.body) == (413, b"too much")
         await gateway.sessions_ended()
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS, ids=str)
+async def test_one_that_was_answered_whole_before_its_body_was_read_has_not_failed(
+    pairing: Pairing, autojump_clock: MockClock
+) -> None:
+    async def refuse(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.respond(403, [("content-length", "2")], b"no")
+        await exchange.gone()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(10_000)
+
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        async with spawner_of(session).open(body=endless()) as subrequest:
+            assert (await subrequest.response_header()).status == 403
+            assert await subrequest.read() == b"no"
+        assert subrequest.error is None
+        raise ProxyError.status(401)
+
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_matrix(proxy, refuse, pairing) as gateway:
+        for _ in range(5):
+            assert (await gateway.exchange()).status == 401
+    assert [call.args["e"] is None for call in proxy.of("logging")] == [True, False] * 5
 
 
 @pytest.mark.parametrize("allows", [True, False])

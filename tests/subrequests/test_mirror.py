@@ -16,6 +16,7 @@ from tests._support.matrix import (
     PAIRINGS,
     Exchange,
     Handler,
+    Leg,
     Matrix,
     Origins,
     Pairing,
@@ -24,6 +25,7 @@ from tests._support.matrix import (
     open_matrix,
 )
 from tests._support.recording import ORIGIN, Ctx, CutError, Message, Recorder
+from tests._support.tunnels import TARGET, connect, shout
 from trioproxy import (
     BodyChunk,
     ErrorType,
@@ -337,6 +339,21 @@ async def test_it_sees_what_earlier_modules_made(
     assert [each.body for each in asked] == [body]
 
 
+@pytest.mark.parametrize("leg", [H1, H2C], ids=str)
+async def test_a_tunnel_is_not_mirrored(leg: Leg, autojump_clock: MockClock) -> None:
+    proxy = shadowed()
+    origins: Origins = {"origin.test": shout, SHADOW: OK}
+    conf = ServerConf(allow_connect=[TARGET])
+    async with open_matrix(proxy, origins, Pairing(leg, H1), conf=conf) as gateway:
+        tunnel = await connect(gateway, early=b"hello")
+        assert await tunnel.read(5) == b"HELLO"
+        await tunnel.half_close()
+        assert await tunnel.read(3) == b"BYE"
+        await gateway.sessions_ended()
+        assert gateway.running.statistics().subrequests_total == 0
+        assert SHADOW not in gateway.asked
+
+
 @some_pairings
 async def test_a_callback_starts_it_where_it_is_told_to(
     pairing: Pairing, autojump_clock: MockClock
@@ -450,6 +467,19 @@ async def test_one_that_failed_is_told_as_such(autojump_clock: MockClock) -> Non
     assert told[0].response is None
     assert told[0].error is not None
     assert told[0].error.etype == ErrorType.ConnectRefused
+
+
+async def test_an_error_of_ours_is_what_the_client_got_as_well(autojump_clock: MockClock) -> None:
+    told: list[Mirrored] = []
+    proxy = shadowed(on_mirrored=told.append)
+    origins: Origins = {"origin.test": ErrorType.ConnectRefused, SHADOW: OK}
+    async with open_matrix(proxy, origins, Pairing(H1, H1)) as gateway:
+        assert (await gateway.exchange()).status == 502
+        await gateway.sessions_ended()
+    assert told[0].answer is not None
+    assert told[0].answer.status == 502
+    assert told[0].response is not None
+    assert told[0].response.status == 200
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -19,6 +19,7 @@ from tests._support.recording import (
     CutError,
     Message,
     Origins,
+    Recorder,
     Wire,
     answers,
     chunked,
@@ -36,9 +37,11 @@ from trioproxy import (
     ProxyError,
     RequestHeader,
     ResponseHeader,
+    Route,
     ServerConf,
     Session,
 )
+from trioproxy.proxy._compose import bind
 from trioproxy.subrequests import (
     SUBREQUEST_ERROR,
     BodyMode,
@@ -155,6 +158,22 @@ async def test_it_is_a_copy_of_the_request_as_it_stands_and_knows_what_it_is_for
     assert seen[1].body_mode is BodyMode.NO_BODY
 
 
+async def test_it_goes_the_way_that_its_request_has_been_routed() -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        head = session.req_header().copy()
+        head.path = "/verify"
+        await spawner_of(session).pipe(head)
+        return True
+
+    proxy = Spawning(hooks={"request_filter": request_filter, "upstream_peer": by_target})
+    origins = {ORIGIN.name: answers(OK), ORIGIN_2.name: answers(SECOND)}
+    async with open_spawning(proxy, origins) as gateway:
+        gateway.services.filters = bind(Route({"/path": proxy, "/": Recorder()}))
+        assert (await gateway.exchange(GET)).body == b"second"
+
+
 async def test_its_head_can_be_another_one() -> None:
     asked: list[Message] = []
 
@@ -191,6 +210,24 @@ async def test_one_without_a_host_gets_that_of_its_peer() -> None:
     async with open_spawning(proxy, keeps(asked)) as gateway:
         assert (await gateway.exchange(b"GET /old HTTP/1.0\r\n\r\n")).status == 200
     assert [each.get("host") for each in asked] == ["origin.test"] * 3
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_tunnel_is_none(background: bool) -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        head = RequestHeader("CONNECT", "origin.test:443", {"Host": "origin.test:443"})
+        if background:
+            spawner_of(session).spawn_background(head)
+        else:
+            await spawner_of(session).pipe(head)
+        return True
+
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_spawning(proxy, answers(OK)) as gateway:
+        assert (await gateway.exchange(GET)).status == 500
+        assert gateway.connector.asked == []
+    error = proxy.the("logging").args["e"]
+    assert "a subrequest cannot be CONNECT" in str(error)
 
 
 @pytest.mark.parametrize("size", [1, 65535, 65536, 300_000])
@@ -276,7 +313,48 @@ async def test_a_body_of_which_too_much_was_read_is_shared_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_body_that_was_read_before_is_shared_from_its_start(
+    framing: Literal["length", "chunked"], whole: bool
+) -> None:
+    asked: list[Message] = []
+
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        while await session.read_request_body() is not None and whole:
+            pass
+        spawner = spawner_of(session)
+        await spawner.pipe(body=spawner.share_body(save=0))
+        return True
+
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_spawning(proxy, keeps(asked), lockstep=True) as gateway:
+        client = gateway.connect()
+        first, second = post(b"one ", b"two", framing=framing).split(b"two")
+        await client.send(first)
+        await client.send(b"two" + second)
+        assert (await client.message()).status == 200
+    assert [each.body for each in asked] == [b"one two"]
+
+
 # -- piping --------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_gets_no_informational_responses_gets_the_final_one() -> None:
+    async def request_filter(session: Session, _ctx: Ctx) -> bool:
+        if session.is_subrequest():
+            return False
+        session.set_ignore_info_resp(True)
+        await spawner_of(session).pipe()
+        return True
+
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    proxy = Spawning(hooks={"request_filter": request_filter})
+    async with open_spawning(proxy, answers(hints + OK)) as gateway:
+        response = await gateway.exchange(GET)
+        assert (response.status, response.body) == (200, b"hello")
 
 
 async def test_a_filter_sees_what_is_piped_and_may_drop_or_replace_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 from .._errors import ErrorType, ProxyError
@@ -37,6 +38,7 @@ class RequestBody:
     """
 
     __slots__ = (
+        "_cut",
         "_end_arrived",
         "_kept",
         "_pending",
@@ -62,13 +64,14 @@ class RequestBody:
         self.done = not expected
         #: Payload bytes read from the stream.
         self.bytes_read = 0
-        #: Whether more was read than the buffer keeps.
+        #: Whether more was read than the buffer keeps, or a piece was lost.
         self.truncated = False
         self._pending: list[BodyEvent] = pending if expected else []  # type: ignore[assignment]
         #: The modules that the body goes through first, and what has not gone through them yet.
         self._row: Row | None = None
         self._raw: list[BodyEvent] = []
         self._end_arrived = False
+        self._cut = False
         self._kept: list[bytes] = []
         self._size = 0
         self._trailers: Trailers | None = None
@@ -87,6 +90,11 @@ class RequestBody:
         return self.done or self._end_arrived or (bool(waiting) and _ends(waiting[-1]))
 
     @property
+    def read_before(self) -> list[bytes] | None:
+        """What was read from the stream so far, None where that is more than is kept."""
+        return None if self.truncated else list(self._kept)
+
+    @property
     def readable_now(self) -> bool:
         """Whether `next_batch` has something without waiting for the client."""
         if self._pending or self._raw or (self._row is not None and self._row.more):
@@ -102,8 +110,13 @@ class RequestBody:
         """Return what came next, as the modules have made it."""
         row = self._row
         while True:
+            if self._cut:
+                raise ProxyError.explain(
+                    ErrorType.InternalError,
+                    "a module was cut while it looked at the request's body: a piece is missing",
+                ).into_in()
             if row is not None and row.more:
-                batch = await row.go_on()
+                batch = await self._of_modules(row.go_on())
             else:
                 if self._raw:
                     batch, self._raw = self._raw, []
@@ -113,9 +126,17 @@ class RequestBody:
                     return batch
                 self.bytes_read += sum(len(event.data) for event in batch if type(event) is Data)
                 self._end_arrived = _ends(batch[-1])
-                batch = await row.pass_on(batch)
+                batch = await self._of_modules(row.pass_on(batch))
             if batch:
                 return batch
+
+    async def _of_modules(self, made: Awaitable[list[BodyEvent]]) -> list[BodyEvent]:
+        """Return what modules make of a piece; where they are cut, nobody gets what is behind it."""
+        try:
+            return await made
+        except BaseException:
+            self._cut = self.truncated = True
+            raise
 
     def start_attempt(self) -> None:
         """Begin from the start of the body again.

@@ -2,13 +2,14 @@
 
 Both run in a nursery of their own. An attempt asks (connection, callbacks, the whole request) and
 waits for a final head; who gets one first takes its connection and its head out of the race, and
-the nursery is cancelled. An attempt that is cancelled gives its lease back at once: the connection
+the other one is cancelled. An attempt that is cancelled gives its lease back at once: the connection
 is closed, or its stream reset, for its exchange is not over. No callback of the response has run by
 then, so that there is nothing to undo.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -88,6 +89,7 @@ class Race:
         #: Attempts that are neither answered nor failed.
         self._running = 0
         self._over = trio.Event()
+        self._scopes: list[trio.CancelScope] = []
         #: Connections that they hold, the last one made at the end.
         self._held: list[tuple[HttpPeer, bool]] = []
         self._won: Asked | None = None
@@ -107,15 +109,16 @@ class Race:
         try:
             async with trio.open_nursery() as nursery:
                 self._running = 1
-                nursery.start_soon(self._first, peer)
+                nursery.start_soon(self._run, self._try, peer)
                 with trio.move_on_after(delay):
                     await self._over.wait()
                 if not self._over.is_set() and session._attempts < services.conf.max_attempts:
                     services.hedges += 1
                     self._running += 1
-                    nursery.start_soon(self._second)
+                    nursery.start_soon(self._run, self._second)
                 await self._over.wait()
-                nursery.cancel_scope.cancel()
+                for scope in self._scopes:
+                    scope.cancel()
         except BaseException:
             if self._won is not None:  # nobody is left to take it
                 self._won.lease.release()
@@ -126,8 +129,16 @@ class Race:
         assert self._error is not None
         return self._error
 
-    async def _first(self, peer: HttpPeer) -> None:
-        await self._try(peer)
+    async def _run(self, attempt: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Run an attempt until the race is over."""
+        try:
+            with trio.CancelScope() as scope:
+                self._scopes.append(scope)
+                await attempt(*arguments)
+        except (
+            Exception
+        ) as exc:  # a callback's group that mixed errors with Cancelled: told, no more
+            as_proxy_error(exc, self._session, "a callback of an attempt that has lost")
 
     async def _second(self) -> None:
         session = self._session

@@ -184,6 +184,8 @@ async def run_with_messages(exchange: Exchange) -> list[ResponseEvent] | None:
     upstream = exchange.upstream.messages
     body, kept = exchange.session._body, exchange.session._kept_messages
     opened, drained = trio.Event(), trio.Event()
+    if exchange.asked:
+        opened.set()
     exchange.upstream = RelayedStream(exchange.upstream, opened, drained)
 
     takes = True

@@ -48,6 +48,14 @@ class Services(SessionCounts):
     #: Requests by the phase of the cache that they ended in, and those that waited for another one.
     cache_phases: Counter[str] = attrs.field(factory=Counter)
     collapsed: int = 0
+    #: Part from both ends of an exchange that has no end of its own, and wait for them.
+    farewells: set[Callable[[], Awaitable[None]]] = attrs.field(factory=set)
+
+    async def part(self) -> None:
+        """Part from those whose protocol has a word for that; the caller bounds how long."""
+        async with trio.open_nursery() as nursery:
+            for farewell in self.farewells:
+                nursery.start_soon(farewell)
 
     def count_cache(self, cache: HttpCache) -> None:
         """Count what the cache was to a request."""

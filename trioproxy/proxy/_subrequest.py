@@ -102,7 +102,7 @@ class SubrequestCtx:
     error: ProxyError | None = attrs.field(default=None, init=False)
     #: The right to fill the cache, which another request has handed on.
     _permit: WritePermit | None = attrs.field(default=None, init=False)
-    #: Whose callbacks run, None for those of the proxy object.
+    #: Whose callbacks run: a `Route` chooses by what a client sends, and not by this head.
     _filters: Filters | None = attrs.field(default=None, init=False)
 
     @property
@@ -164,7 +164,8 @@ class SharedBody:
     def __init__(self, session: Session, save: int) -> None:
         self._session = session
         self._save = save
-        self._kept: list[bytes] | None = []
+        #: What was read before is the session's to keep, whatever is to be saved here.
+        self._kept: list[bytes] | None = session._body.read_before
         self._size = 0
         #: Whether the body was read to its end.
         self.complete = session.is_body_done()
@@ -415,7 +416,9 @@ class Subrequest:
                     if task.status >= 200:
                         length = task.headers.get_bytes(b"content-length")
                         has_body = response_has_body(task, session.req_header().method, length)
-                    if session.response_started() or session._ignores_info(task.status):
+                    if session.response_started() or (
+                        task.status < 200 and session._ignores_info(task.status)
+                    ):
                         task = None
                 elif not has_body:
                     task = None
@@ -535,6 +538,7 @@ def renew(session: Session, cache: HttpCache) -> bool:
     permit = cache.take_write_lock()
     ctx = SubrequestCtx(depth=depth_below(session), background=True)
     ctx.hand_on(permit)
+    ctx.run_with(session._filters)
     info = session.downstream_session.info
     if services.start_background(partial(_discard, services, request, b"", ctx, info)):
         return True
@@ -574,13 +578,20 @@ class SubrequestSpawner:
         if isinstance(body, SharedBody):
             body, length = body.framed()
         head = self._session.req_header() if request is None else request
+        if head.method == "CONNECT":  # what answers it is a tunnel, and no message
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                "a subrequest cannot be CONNECT: a head with another method is right",
+            ).into_in()
         mode = BodyMode.EXPECT_BODY if body else BodyMode.NO_BODY
-        return prepare(head, length=length, body=bool(body)), SubrequestCtx(
+        ctx = SubrequestCtx(
             user_ctx=user_ctx,
             body_mode=mode,
             depth=depth_below(self._session),
             background=background,
         )
+        ctx.run_with(self._session._filters)
+        return prepare(head, length=length, body=bool(body)), ctx
 
     @asynccontextmanager
     async def open(
@@ -599,7 +610,8 @@ class SubrequestSpawner:
           user_ctx: Anything, for its callbacks to find in ``session.subrequest_ctx.user_ctx``.
 
         Raises:
-          ProxyError: InternalError, this is a subrequest already that is eight deep.
+          ProxyError: InternalError, the method is CONNECT, or this is a subrequest already that is
+            eight deep.
         """
         head, ctx = self._made(request, body, user_ctx, background=False)
         if ctx.depth > MAX_DEPTH:
@@ -654,6 +666,9 @@ class SubrequestSpawner:
           request: See `open`.
           body: Its body.
           user_ctx: See `open`.
+
+        Raises:
+          ProxyError: InternalError, the method is CONNECT.
         """
         head, ctx = self._made(request, body, user_ctx, background=True)
         services = self._services

@@ -132,6 +132,7 @@ class _Leg:
       transmit: Sends events to it.
       source: Whose side it is.
       closed: Whether it was sent a Close: nothing may follow.
+      ended: Whether it was sent an end.
       torn: Whether a write was cut: nothing can follow.
       lock: Held while something is sent.
     """
@@ -141,6 +142,7 @@ class _Leg:
     transmit: Callable[..., Awaitable[None]]
     source: ErrorSource
     closed: bool = False
+    ended: bool = False
     torn: bool = False
     lock: trio.Lock = attrs.field(factory=trio.Lock)
 
@@ -169,7 +171,8 @@ class _Leg:
     async def half_close(self) -> None:
         """End what it is sent."""
         async with self.lock:
-            if not self.torn:
+            if not (self.ended or self.torn):
+                self.ended = True
                 await self.transmit(END)
 
     async def goodbye(self, close: Close) -> None:
@@ -222,6 +225,7 @@ class _WebSocket:
         self._relay = Relay(exchange, to_origin, to_client, as_message)
         #: Who broke the protocol, and how.
         self._culprit: tuple[_Leg, Close] | None = None
+        self._over = trio.Event()
 
     async def run(self, first: list[ResponseEvent]) -> None:
         """Carry messages until both sides have ended.
@@ -229,6 +233,20 @@ class _WebSocket:
         Raises:
           ProxyError: a side broke, or its protocol; a callback failed; or nothing moved too long.
         """
+        farewells = self._exchange.session._services.farewells
+        farewells.add(self.part)
+        try:
+            await self._run(first)
+        finally:
+            farewells.discard(self.part)
+            self._over.set()
+
+    async def part(self) -> None:
+        """Tell both ends that the server goes away, and wait until they have gone."""
+        await self._say({leg: Close(_GOING_AWAY) for leg in (self._client, self._origin)})
+        await self._over.wait()
+
+    async def _run(self, first: list[ResponseEvent]) -> None:
         relay = self._relay
         self._client.stream.read_timeout = self._origin.stream.read_timeout = math.inf
         async with trio.open_nursery() as nursery:
@@ -317,9 +335,12 @@ class _WebSocket:
         elif not self._relay.callback_failed:
             return
         with trio.move_on_after(self._exchange.conf.drain_timeout):
-            async with trio.open_nursery() as nursery:
-                for leg, close in closes.items():
-                    nursery.start_soon(leg.goodbye, close)
+            await self._say(closes)
+
+    async def _say(self, closes: dict[_Leg, Close]) -> None:
+        async with trio.open_nursery() as nursery:
+            for leg, close in closes.items():
+                nursery.start_soon(leg.goodbye, close)
 
 
 def as_message(result: Any, original: bytes | None, who: str) -> TextMessage | BinaryMessage:

@@ -177,6 +177,10 @@ class HttpService(Service):
         self.services.draining = True
         self.pool.drain()
 
+    async def part(self) -> None:
+        """Have the WebSockets closed whose messages are filtered."""
+        await self.services.part()
+
     def shed(self) -> None:
         """Close the idle connections of the pool."""
         self.pool.close_idle()

@@ -257,6 +257,8 @@ class _Server:
             await self.all_ended()
         if scope.cancelled_caught:
             log.warning("%d connections were still busy after grace", len(self.connections))
+            with trio.move_on_after(self.conf.drain_timeout):
+                await self.service.part()
         self.serving.cancel()
         await self.all_ended()
 

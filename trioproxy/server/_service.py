@@ -104,6 +104,10 @@ class Service(ABC):
         """Let the server stop: nothing new is begun that could outlive what is under way."""
 
     @abstractmethod
+    async def part(self) -> None:
+        """Say a last word to those who are to be cut at the end of grace, where there is one."""
+
+    @abstractmethod
     def shed(self) -> None:
         """Give up what is idle, as descriptors or memory have run out."""
 

@@ -91,6 +91,9 @@ class StreamService(Service):
         """Let streams know; they end when their parties end them, or at grace."""
         self.services.draining = True
 
+    async def part(self) -> None:
+        """Do nothing: bytes have no last word."""
+
     def shed(self) -> None:
         """Do nothing: there is no idle connection."""
 

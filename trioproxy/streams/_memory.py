@@ -194,7 +194,9 @@ class MemoryDownstream(DownstreamStream):
         self._scope = None
 
     def party_left(self) -> None:
-        """Cancel the session, where the other end is gone."""
+        """Cancel the session, where the other end is gone and has not got its whole response."""
+        if self._exchange.response.order.ended:
+            return
         if self._scope is not None and self.departure is not None:
             self._scope.cancel()
 
@@ -338,8 +340,7 @@ class MemoryUpstream(UpstreamStream):
         if not exchange.upstream_left:
             exchange.upstream_left = True
             exchange.ring()
-            if not exchange.response.order.ended:
-                self._downstream.party_left()
+            self._downstream.party_left()
 
 
 def memory_exchange(info: ConnectionInfo | None = None) -> tuple[MemoryUpstream, MemoryDownstream]:

@@ -143,11 +143,11 @@ class MirrorModule(HttpModule):
         """Mirror the request, in the sample or not, and return whether that has begun.
 
         For a `Mirror` with ``at_once=False``: call it once the request is known to be a good one,
-        before anything has read its body. Neither upgrades nor subrequests are mirrored, and
-        nothing is while the server drains or as many background requests run as may.
+        before anything has read its body. Neither upgrades, CONNECT nor subrequests are mirrored,
+        and nothing is while the server drains or as many background requests run as may.
         """
         request = session.req_header()
-        if self._started or request.offers is not None or session.is_subrequest():
+        if self._started or request.asks_to_switch or session.is_subrequest():
             return False
         services, mirror = services_of(session), self._mirror
         has_body = not session.is_body_empty()
@@ -259,6 +259,8 @@ class MirrorModule(HttpModule):
 
     def response_done_filter(self, session: Session) -> None:
         """Give a mirror up whose body will never be whole."""
+        if self._answer is None and session.response_started():
+            self._answer = session.response_written()  # an error of ours: no module has seen it
         self._answered.set()
         if self._tee is not None and not self._tee.ended:
             self._scope.cancel()

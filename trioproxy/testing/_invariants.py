@@ -317,7 +317,14 @@ def _context(observed: Observed, number: int) -> Ctx | None:
 
 
 def _joined(ctx: Ctx, name: str, which: str) -> bytes:
-    return b"".join(getattr(call, which) for call in ctx.calls if call.name == name)
+    """Join what a body filter has seen of the last response: nobody was sent one before that."""
+    pieces: list[bytes] = []
+    for call in ctx.calls:
+        if call.name == name.replace("_body", ""):
+            pieces.clear()
+        elif call.name == name:
+            pieces.append(getattr(call, which))
+    return b"".join(pieces)
 
 
 def _bytes(observed: Observed) -> Iterator[str]:
