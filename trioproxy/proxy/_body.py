@@ -10,6 +10,8 @@ from ..streams._abc import DownstreamStream
 
 #: Raw bytes kept for a second attempt; one byte more and the body cannot be replayed (Pingora).
 RETRY_BUFFER = 65536
+#: Pieces that are kept as they came: more of them become one, as each costs more than small bytes do.
+PIECES = 128
 
 BodyEvent = Data | Trailers | End
 
@@ -33,7 +35,7 @@ class RequestBody:
 
     What was read stays in the buffer up to `RETRY_BUFFER` bytes, so that every attempt (and the
     first one, where a filter read before it) sees the body from its start. The buffer keeps the
-    received objects themselves and copies nothing unless it is replayed.
+    received objects themselves and copies nothing unless it is replayed, or came in many pieces.
     """
 
     __slots__ = (
@@ -187,6 +189,8 @@ class RequestBody:
                         self._kept = []
                     else:
                         self._kept.append(data)
+                        if len(self._kept) > PIECES:
+                            self._kept = [b"".join(self._kept)]
                 if event.end:  # type: ignore[union-attr]
                     self.done = True
             elif kind is Trailers:
@@ -216,6 +220,8 @@ class RequestBody:
                 if type(event) is Data:
                     size += len(event.data)
             complete = _ends(pending[-1])
+            if len(pending) > PIECES and not complete:
+                pending[:] = _joined(pending)
         found = b"".join([*self._kept, *(event.data for event in pending if type(event) is Data)])
         if len(found) > limit:
             return found[:limit], False
@@ -245,6 +251,12 @@ class WholeBody:
     async def next_batch(self) -> list[BodyEvent]:
         """Return all of its events."""
         return self._events
+
+
+def _joined(events: list[BodyEvent]) -> list[BodyEvent]:
+    """Return the same events, of a body that has not ended, with its content in one piece."""
+    content = b"".join([event.data for event in events if type(event) is Data])
+    return [Data(content), *[event for event in events if type(event) is not Data]]
 
 
 def _ends(event: BodyEvent) -> bool:
