@@ -23,6 +23,10 @@ class Row(Protocol):
     def more(self) -> bool:
         """Whether there is more of what was passed on already."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether something of it is gone, as one of them failed or was cancelled with it."""
+
     async def pass_on(self, events: list[BodyEvent]) -> list[BodyEvent]:
         """Return what becomes of events, or the first of it."""
 
@@ -64,7 +68,7 @@ class RequestBody:
         self.done = not expected
         #: Payload bytes read from the stream.
         self.bytes_read = 0
-        #: Whether more was read than the buffer keeps.
+        #: Whether more was read than the buffer keeps, or a module has lost something of it.
         self.truncated = False
         self._pending: list[BodyEvent] = pending if expected else []  # type: ignore[assignment]
         #: The modules that the body goes through first, and what has not gone through them yet.
@@ -101,32 +105,53 @@ class RequestBody:
         self._raw, self._pending = self._pending, []
 
     async def _arrived(self) -> list[BodyEvent]:
-        """Return what came next, as the modules have made it."""
+        """Return what came next, as the modules have made it.
+
+        Raises:
+          ProxyError: the client left, stalled, or its body is malformed; or something of it is lost.
+        """
         row = self._row
-        while True:
-            if row is not None and row.more:
-                batch = await row.go_on()
-            else:
-                if self._raw:
-                    batch, self._raw = self._raw, []
+        if row is None:
+            return await self._stream.receive_batch()  # type: ignore[return-value]
+        self._check_not_lost()
+        try:
+            while True:
+                if row.more:
+                    batch = await row.go_on()
                 else:
-                    batch = await self._stream.receive_batch()  # type: ignore[assignment]
-                if row is None:
+                    if self._raw:
+                        batch, self._raw = self._raw, []
+                    else:
+                        batch = await self._stream.receive_batch()  # type: ignore[assignment]
+                    self.bytes_read += sum(
+                        len(event.data) for event in batch if type(event) is Data
+                    )
+                    self._end_arrived = _ends(batch[-1])
+                    batch = await row.pass_on(batch)
+                if batch:
                     return batch
-                self.bytes_read += sum(len(event.data) for event in batch if type(event) is Data)
-                self._end_arrived = _ends(batch[-1])
-                batch = await row.pass_on(batch)
-            if batch:
-                return batch
+        except BaseException:
+            if row.lost:  # nor can what came before be sent again, without what is missing
+                self.truncated = True
+                self._kept = []
+            raise
+
+    def _check_not_lost(self) -> None:
+        if self._row is not None and self._row.lost:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                "a module was not through with a piece of the request's body, which is lost",
+            ).into_in()
 
     def start_attempt(self) -> None:
         """Begin from the start of the body again.
 
         Raises:
-          ProxyError: more was read than the buffer keeps.
+          ProxyError: more was read than the buffer keeps, or something of it is lost.
         """
         if not self.bytes_read and not (self.done and self.expected):
             return
+        self._check_not_lost()
         if self.truncated:
             raise ProxyError.explain(
                 ErrorType.InternalError,
@@ -203,8 +228,10 @@ class RequestBody:
         """Return the body's first bytes, and whether they are all of it; consume nothing.
 
         Raises:
-          ProxyError: more was read already than can be sent again, so that it has no start any more.
+          ProxyError: more was read already than can be sent again, so that it has no start any more;
+            or something of it is lost.
         """
+        self._check_not_lost()
         if self.truncated:
             raise ProxyError.explain(
                 ErrorType.InternalError,
