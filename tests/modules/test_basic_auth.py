@@ -123,6 +123,16 @@ async def test_no_other_spelling_of_the_name_s_field_goes_on(autojump_clock: Moc
     assert told == [(b"x-user", b"ann")]
 
 
+@pytest.mark.parametrize("user", [" ann", "ann ", "ann"])
+async def test_a_name_with_blanks_around_it_is_not_told_as_another_one(
+    user: str, autojump_clock: MockClock
+) -> None:
+    for field, status in ((None, 200), ("X-User", 200 if user == "ann" else 401)):
+        module = BasicAuth(users=lambda user, password: True, realm="r", user_field=field)
+        async with open_modules(PLAIN, module) as world:
+            assert (await world.exchange(fields=basic(user, "open"))).status == status
+
+
 @pytest.mark.parametrize("kind", ["def", "async def"])
 async def test_a_function_tells(kind: str, autojump_clock: MockClock) -> None:
     def check(user: str, password: str) -> bool:

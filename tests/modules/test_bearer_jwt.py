@@ -419,7 +419,10 @@ async def test_scopes_are_asked_for(
         assert 'scope="read write", error="insufficient_scope"' in challenged(answer)
 
 
-@pytest.mark.parametrize("value", ["a\r\nx-admin: 1", "a\0", "\ud800", ["a"], {"a": 1}])
+# Blanks around a field's value are none of it: " root" would be told as root.
+@pytest.mark.parametrize(
+    "value", ["a\r\nx-admin: 1", "a\0", "\ud800", ["a"], {"a": 1}, " root", "root "]
+)
 async def test_a_claim_cannot_make_a_field_of_its_own(
     value: Any, autojump_clock: MockClock
 ) -> None:

@@ -14,9 +14,10 @@ import attrs
 import pytest
 import trio
 import trio._core._run
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests._support.faulty import failing
+from tests._support.matrix import H1, Pairing, open_matrix
 from tests._support.recording import (
     GET,
     OK,
@@ -42,9 +43,14 @@ from trioproxy import (
     FailToProxy,
     HttpPeer,
     ProxyError,
+    RequestHeader,
     ResponseHeader,
+    ServerConf,
     Session,
 )
+from trioproxy._messages import END
+from trioproxy.server._http import HttpService
+from trioproxy.testing import memory_exchange
 from trioproxy.transport._byte_stream import StreamAdapter
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(
@@ -371,3 +377,34 @@ async def test_a_filters_own_tasks_are_cancelled_with_it(autojump_clock: MockClo
 
     assert ended == ["helper"]
     assert recorder.the("logging").args["e"].etype == ErrorType.ConnectionClosed
+
+
+ONE = ServerConf(max_sessions=1)
+PLAIN = Pairing(H1, H1)
+
+
+async def test_a_session_that_is_cancelled_while_it_is_shed_reaches_no_callback(
+    autojump_clock: MockClock,
+) -> None:
+    """It has no context that a callback could be given."""
+    recorder = Recorder()
+    async with open_matrix(recorder, ErrorType.ConnectError, PLAIN, conf=ONE) as gateway:
+        service = gateway.running._server.service
+        assert isinstance(service, HttpService)
+        services = service.services
+        services.sessions += 1
+        up, down = memory_exchange()
+
+        async def blocked(*_events: object) -> None:
+            await trio.sleep_forever()
+
+        down.send = blocked  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            assert services.handle is not None
+            nursery.start_soon(services.handle, down, None)
+            await up.send(RequestHeader("GET", "/", {"Host": "a"}), END)
+            await wait_all_tasks_blocked()
+            assert services.sessions_shed == 1
+            nursery.cancel_scope.cancel()
+        services.sessions -= 1
+    assert recorder.calls == []

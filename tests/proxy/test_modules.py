@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests._support.matrix import PAIRINGS, Exchange, Pairing, open_matrix
+from tests._support.matrix import PAIRINGS, Exchange, Pairing, keeps, open_matrix
 from tests._support.recording import CutError, Message, Recorder
 from trioproxy import (
     BodyChunk,
@@ -89,6 +90,16 @@ class Mark(HttpModuleBuilder):
         kind: Any = self.module_type
         made: HttpModule = kind(self)
         return made
+
+
+@attrs.frozen
+class Simple(HttpModuleBuilder):
+    """Adds a module that needs nothing."""
+
+    module_type: type[HttpModule]
+
+    def init(self) -> HttpModule:
+        return self.module_type()
 
 
 @attrs.define(eq=False, slots=False)
@@ -455,7 +466,108 @@ async def test_what_is_behind_a_piece_at_which_a_module_was_cut_is_not_read(
         await trio.sleep(1)
         await exchange.send_data(b"two ", end=True)
         assert (await exchange.message()).status == 500
-    assert "a piece is missing" in str(proxy.the("logging").args["e"])
+    assert "a piece of the request's body, which is lost" in str(proxy.the("logging").args["e"])
+
+
+class Scanning(HttpModule):
+    """Takes its time over each piece of a request's body, or refuses it."""
+
+    refuses = False
+
+    async def request_body_filter(
+        self, session: Session, body: BodyChunk, end_of_stream: bool
+    ) -> None:
+        if self.refuses:
+            self.refuses = False
+            raise ProxyError.status(422, "not that")
+        await trio.sleep(5)
+
+
+class Refusing(Scanning):
+    """Refuses the first piece."""
+
+    refuses = True
+
+
+@pytest.mark.parametrize("kind", [Scanning, Refusing])
+@pytest.mark.parametrize("reads", [False, True], ids=["peeks", "reads"])
+async def test_a_body_of_which_a_piece_was_lost_in_a_module_never_goes_on(
+    reads: bool, kind: type[HttpModule], autojump_clock: MockClock
+) -> None:
+    got: list[Message] = []
+
+    async def look(session: Session, ctx: object) -> bool:
+        with trio.move_on_after(1), contextlib.suppress(ProxyError):
+            if reads:
+                await session.read_request_body()
+            else:
+                await session.peek_request_body(100)
+        return False
+
+    proxy = Proxied(downstream=(Simple(kind),), hooks={"request_filter": look})
+    async with open_matrix(proxy, keeps(got), PAIRINGS[0]) as gateway:
+        client = await gateway.connect()
+        exchange = await client.open("POST")
+        await exchange.send_data(b"body")
+        await trio.sleep(2)
+        await exchange.send_data(b"more", end=True)
+        assert (await exchange.message()).status == 500
+    assert not got
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_response_of_which_a_piece_was_lost_in_a_module_is_cut(
+    refuses: bool, autojump_clock: MockClock
+) -> None:
+    class Slow(HttpModule):
+        async def response_body_filter(
+            self, session: Session, body: BodyChunk, end_of_stream: bool
+        ) -> None:
+            if body.data == b"two":
+                if refuses:
+                    raise ProxyError.status(502, "not that")
+                await trio.sleep(5)
+
+    async def write(session: Session, ctx: object) -> bool:
+        await session.write_response_header(ResponseHeader(200))
+        await session.write_response_body(b"one", end_of_stream=False)
+        with trio.move_on_after(1), contextlib.suppress(ProxyError):
+            await session.write_response_body(b"two", end_of_stream=False)
+        await session.write_response_body(b"three", end_of_stream=True)
+        return True
+
+    proxy = Proxied(downstream=(Simple(Slow),), hooks={"request_filter": write})
+    for pairing in (PAIRINGS[0], PAIRINGS[-1]):
+        async with open_matrix(proxy, keeps([]), pairing) as gateway:
+            with pytest.raises(CutError) as cut:
+                await gateway.exchange()
+        assert cut.value.message is not None
+        assert cut.value.message.body == b"one"
+
+
+async def test_an_attempt_is_not_repeated_where_a_module_had_a_piece_of_the_body(
+    autojump_clock: MockClock,
+) -> None:
+    got: list[bytes] = []
+
+    async def origin(exchange: Exchange) -> None:
+        if got:
+            got.append((await exchange.message()).body)
+            await exchange.respond(200, [], b"ok")
+        else:
+            got.append((await exchange.head()).body)
+            exchange.close()
+
+    def again(
+        peer: object, session: Session, e: ProxyError, ctx: object, reused: bool
+    ) -> ProxyError:
+        e.set_retry(True)
+        return e
+
+    proxy = Proxied(downstream=(Simple(Scanning),), hooks={"error_while_proxy": again})
+    async with open_matrix(proxy, origin, PAIRINGS[0]) as gateway:
+        assert (await gateway.exchange("POST", body=b"body")).status == 502
+    assert got == [b""]
 
 
 async def test_bytes_for_trailers_pass_the_modules_behind(autojump_clock: MockClock) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 import trio
 from hypothesis import given
@@ -90,3 +93,24 @@ async def test_a_body_that_cannot_be_sent_again_has_no_start_to_peek_at() -> Non
     assert await body.read() == b"x"
     with pytest.raises(ProxyError, match="before it was peeked at"):
         await body.peek(10)
+
+
+@pytest.mark.parametrize("peeks", [True, False], ids=["peeked", "read"])
+async def test_a_body_in_tiny_pieces_is_kept_in_little_more_than_its_own_size(peeks: bool) -> None:
+    pieces = [b"%02d" % (number % 100) for number in range(RETRY_BUFFER // 2)]
+    body = await body_of(*pieces)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        start = tracemalloc.get_traced_memory()[0]
+        if peeks:
+            await body.peek(RETRY_BUFFER - 2)
+        else:
+            for _ in pieces:
+                await body.read()
+        taken = tracemalloc.get_traced_memory()[0] - start
+    finally:
+        tracemalloc.stop()
+    assert taken < 2 * RETRY_BUFFER
+    body.start_attempt()
+    assert await contents(body) == b"".join(pieces)

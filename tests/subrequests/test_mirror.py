@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -519,3 +520,23 @@ async def test_r_07_what_waits_for_a_mirror_is_bounded_and_let_go_of(
     assert 131072 < max(held) <= 262144
     assert len(tees) == 1
     assert not tees[0]._pieces
+
+
+async def test_r_07_tiny_pieces_that_wait_for_a_mirror_take_little_more_than_their_own_size() -> (
+    None
+):
+    tee = _Tee(65536)
+    tracemalloc.start()
+    try:
+        start = tracemalloc.get_traced_memory()[0]
+        for number in range(32768):
+            assert tee.put(b"%02d" % (number % 100))
+        taken = tracemalloc.get_traced_memory()[0] - start
+    finally:
+        tracemalloc.stop()
+    assert not tee.put(b"x")
+    tee.end()
+    assert taken < 2 * 65536
+    assert b"".join([piece async for piece in tee]) == bytes(
+        byte for number in range(32768) for byte in b"%02d" % (number % 100)
+    )

@@ -88,7 +88,8 @@ class HttpModule:
 
         When: for every head, each informational one included; of the upstream's side before
         `upstream_response_filter`, of the client's side behind `response_filter` or when a callback
-        writes a response of its own.
+        writes a response of its own. Where a response is refused behind you, another one may take
+        its place: with its head you begin anew.
         """
 
     async def response_body_filter(
@@ -141,7 +142,7 @@ class HttpModuleBuilder(ABC):
     def init(self) -> HttpModule:
         """Return the instance of a new request, of exactly ``module_type``.
 
-        When: once per request (on the upstream's side once per attempt).
+        When: once per request; on the upstream's side it sees the response of each attempt.
         """
 
 

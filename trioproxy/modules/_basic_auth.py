@@ -144,6 +144,8 @@ class BasicAuthModule(HttpModule):
         if len(values) > 1:
             return await answer(session, 400, text="more than one Authorization field\n")
         found = read_credentials(values[0]) if values else None
+        if found is not None and options.user_field is not None and found[0] != found[0].strip(" "):
+            found = None  # the field would tell of somebody else
         if found is None or not await options.is_right(*found):
             parameters = [("realm", options.realm), ("charset", "UTF-8")]
             return await challenge(session, "Basic", parameters)
@@ -168,7 +170,7 @@ class BasicAuth(HttpModuleBuilder):
       remove: Whether the origin gets the request without Authorization. A shared cache before the
         origin then no longer sees that a response is a user's: name the user in its key.
       user_field: The request field that tells the origin who it is, in UTF-8; what clients send in
-        it is replaced.
+        it is replaced. A name with blanks around it, which a field cannot tell, gets 401.
       applies: Tells of a session whether a password is asked for; None: always.
     """
 

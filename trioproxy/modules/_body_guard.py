@@ -132,6 +132,8 @@ class GuardedBodies(HttpModule):
           ProxyError: it is too large (502).
         """
         limit = self.max_response_bytes
+        if response.status >= 200:
+            self._sent = 0  # this one may stand in for one that failed
         if limit is None or end_of_stream or response.status < 200:
             return
         declared = response.headers.get_bytes(b"content-length")

@@ -100,9 +100,11 @@ class CorsModule(HttpModule):
                 add_vary(headers, _PRIVATE)
         elif not options.any_origin:
             add_vary(headers, "Origin")
-        if self.origin is None:
+        # What is the same for all may be stored for all: a request without Origin gets it too.
+        origin = "*" if options.any_origin and not keep else self.origin
+        if origin is None:
             return
-        headers.set("Access-Control-Allow-Origin", "*" if options.any_origin else self.origin)
+        headers.set("Access-Control-Allow-Origin", "*" if options.any_origin else origin)
         if options.allow_credentials:
             headers.set("Access-Control-Allow-Credentials", "true")
         if options.expose_headers and not keep:

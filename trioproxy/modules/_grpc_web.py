@@ -106,6 +106,7 @@ class GrpcWebBridge(HttpModule):
         """
         if not self.bridged or response.status < 200:
             return
+        self._answers, self._encoder = False, None  # this one may stand in for one that failed
         headers = response.headers
         kind = _GRPC.fullmatch(headers.get("content-type") or "")
         if kind is None:

@@ -300,6 +300,8 @@ class BearerJwt(HttpModuleBuilder):
             if isinstance(value, (list, dict)) or _UNSAFE.search(str(value)):
                 raise _Refused("a claim cannot be told to the origin")
             text = str(value).lower() if isinstance(value, bool) else str(value)
+            if text != text.strip(" "):  # the field would tell of somebody else
+                raise _Refused("a claim cannot be told to the origin")
             try:
                 told.append((name, text.encode("utf-8")))
             except UnicodeEncodeError:

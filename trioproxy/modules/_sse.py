@@ -211,7 +211,10 @@ class EventStream(HttpModule):
           ProxyError: the stream is encoded, so that its events cannot be told apart (502).
         """
         headers = response.headers
-        if response.status < 200 or not _STREAM.fullmatch(headers.get("content-type") or ""):
+        if response.status < 200:
+            return
+        self.active, self._parser = False, None  # this one may stand in for one that failed
+        if not _STREAM.fullmatch(headers.get("content-type") or ""):
             return
         if is_encoded(headers):
             raise ProxyError.explain(

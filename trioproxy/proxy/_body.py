@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from typing import Protocol
 
 from .._errors import ErrorType, ProxyError
@@ -11,6 +10,8 @@ from ..streams._abc import DownstreamStream
 
 #: Raw bytes kept for a second attempt; one byte more and the body cannot be replayed (Pingora).
 RETRY_BUFFER = 65536
+#: Pieces that are kept as they came: more of them become one, as each costs more than small bytes do.
+PIECES = 128
 
 BodyEvent = Data | Trailers | End
 
@@ -21,6 +22,10 @@ class Row(Protocol):
     @property
     def more(self) -> bool:
         """Whether there is more of what was passed on already."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of it is gone, as one of them failed or was cancelled with it."""
 
     async def pass_on(self, events: list[BodyEvent]) -> list[BodyEvent]:
         """Return what becomes of events, or the first of it."""
@@ -34,11 +39,10 @@ class RequestBody:
 
     What was read stays in the buffer up to `RETRY_BUFFER` bytes, so that every attempt (and the
     first one, where a filter read before it) sees the body from its start. The buffer keeps the
-    received objects themselves and copies nothing unless it is replayed.
+    received objects themselves and copies nothing unless it is replayed, or came in many pieces.
     """
 
     __slots__ = (
-        "_cut",
         "_end_arrived",
         "_kept",
         "_pending",
@@ -64,14 +68,13 @@ class RequestBody:
         self.done = not expected
         #: Payload bytes read from the stream.
         self.bytes_read = 0
-        #: Whether more was read than the buffer keeps, or a piece was lost.
+        #: Whether more was read than the buffer keeps, or a module has lost something of it.
         self.truncated = False
         self._pending: list[BodyEvent] = pending if expected else []  # type: ignore[assignment]
         #: The modules that the body goes through first, and what has not gone through them yet.
         self._row: Row | None = None
         self._raw: list[BodyEvent] = []
         self._end_arrived = False
-        self._cut = False
         self._kept: list[bytes] = []
         self._size = 0
         self._trailers: Trailers | None = None
@@ -107,45 +110,53 @@ class RequestBody:
         self._raw, self._pending = self._pending, []
 
     async def _arrived(self) -> list[BodyEvent]:
-        """Return what came next, as the modules have made it."""
-        row = self._row
-        while True:
-            if self._cut:
-                raise ProxyError.explain(
-                    ErrorType.InternalError,
-                    "a module was cut while it looked at the request's body: a piece is missing",
-                ).into_in()
-            if row is not None and row.more:
-                batch = await self._of_modules(row.go_on())
-            else:
-                if self._raw:
-                    batch, self._raw = self._raw, []
-                else:
-                    batch = await self._stream.receive_batch()  # type: ignore[assignment]
-                if row is None:
-                    return batch
-                self.bytes_read += sum(len(event.data) for event in batch if type(event) is Data)
-                self._end_arrived = _ends(batch[-1])
-                batch = await self._of_modules(row.pass_on(batch))
-            if batch:
-                return batch
+        """Return what came next, as the modules have made it.
 
-    async def _of_modules(self, made: Awaitable[list[BodyEvent]]) -> list[BodyEvent]:
-        """Return what modules make of a piece; where they are cut, nobody gets what is behind it."""
+        Raises:
+          ProxyError: the client left, stalled, or its body is malformed; or something of it is lost.
+        """
+        row = self._row
+        if row is None:
+            return await self._stream.receive_batch()  # type: ignore[return-value]
+        self._check_not_lost()
         try:
-            return await made
+            while True:
+                if row.more:
+                    batch = await row.go_on()
+                else:
+                    if self._raw:
+                        batch, self._raw = self._raw, []
+                    else:
+                        batch = await self._stream.receive_batch()  # type: ignore[assignment]
+                    self.bytes_read += sum(
+                        len(event.data) for event in batch if type(event) is Data
+                    )
+                    self._end_arrived = _ends(batch[-1])
+                    batch = await row.pass_on(batch)
+                if batch:
+                    return batch
         except BaseException:
-            self._cut = self.truncated = True
+            if row.lost:  # nor can what came before be sent again, without what is missing
+                self.truncated = True
+                self._kept = []
             raise
+
+    def _check_not_lost(self) -> None:
+        if self._row is not None and self._row.lost:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                "a module was not through with a piece of the request's body, which is lost",
+            ).into_in()
 
     def start_attempt(self) -> None:
         """Begin from the start of the body again.
 
         Raises:
-          ProxyError: more was read than the buffer keeps.
+          ProxyError: more was read than the buffer keeps, or something of it is lost.
         """
         if not self.bytes_read and not (self.done and self.expected):
             return
+        self._check_not_lost()
         if self.truncated:
             raise ProxyError.explain(
                 ErrorType.InternalError,
@@ -208,6 +219,8 @@ class RequestBody:
                         self._kept = []
                     else:
                         self._kept.append(data)
+                        if len(self._kept) > PIECES:
+                            self._kept = [b"".join(self._kept)]
                 if event.end:  # type: ignore[union-attr]
                     self.done = True
             elif kind is Trailers:
@@ -220,8 +233,10 @@ class RequestBody:
         """Return the body's first bytes, and whether they are all of it; consume nothing.
 
         Raises:
-          ProxyError: more was read already than can be sent again, so that it has no start any more.
+          ProxyError: more was read already than can be sent again, so that it has no start any more;
+            or something of it is lost.
         """
+        self._check_not_lost()
         if self.truncated:
             raise ProxyError.explain(
                 ErrorType.InternalError,
@@ -237,6 +252,8 @@ class RequestBody:
                 if type(event) is Data:
                     size += len(event.data)
             complete = _ends(pending[-1])
+            if len(pending) > PIECES and not complete:
+                pending[:] = _joined(pending)
         found = b"".join([*self._kept, *(event.data for event in pending if type(event) is Data)])
         if len(found) > limit:
             return found[:limit], False
@@ -266,6 +283,12 @@ class WholeBody:
     async def next_batch(self) -> list[BodyEvent]:
         """Return all of its events."""
         return self._events
+
+
+def _joined(events: list[BodyEvent]) -> list[BodyEvent]:
+    """Return the same events, of a body that has not ended, with its content in one piece."""
+    content = b"".join([event.data for event in events if type(event) is Data])
+    return [Data(content), *[event for event in events if type(event) is not Data]]
 
 
 def _ends(event: BodyEvent) -> bool:

@@ -104,7 +104,7 @@ class Stage(ABC):
     than the room of one.
     """
 
-    __slots__ = ("_chunk", "_ended", "_module", "_session", "waiting")
+    __slots__ = ("_chunk", "_ended", "_module", "_session", "lost", "waiting")
 
     def __init__(self, session: Session, module: HttpModule) -> None:
         self._session = session
@@ -114,14 +114,18 @@ class Stage(ABC):
         self._ended = False
         #: What the module has not seen yet.
         self.waiting: deque[Event] = deque()
+        #: Whether the module has failed, or was cancelled, with what it was given.
+        self.lost = False
 
     async def run(self, events: Iterable[Event]) -> list[Event]:
         """Return what the module makes of events, up to where it has to be asked again."""
         waiting, out = self.waiting, []  # type: deque[Event], list[Event]
         waiting.extend(events)
+        self.lost = True
         while waiting:
             if await self._see(waiting.popleft(), out):
                 break
+        self.lost = False
         return out
 
     @abstractmethod
@@ -273,6 +277,11 @@ class Row(Generic[EventT]):
     def more(self) -> bool:
         """Whether there is more of what was passed on already."""
         return any(stage.waiting for stage in self._stages)
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of it is gone, as a module has failed or was cancelled with it."""
+        return any(stage.lost for stage in self._stages)
 
     async def pass_on(self, events: Sequence[EventT]) -> list[EventT]:
         """Return what the modules make of events, or the first of it."""

@@ -121,7 +121,7 @@ class Engine:
             services.subrequests += 1
             services.subrequests_total += 1
         ctx: Any = None
-        over = False
+        begun = over = False
         try:
             # What a request that was let in asks for by itself is not what the limit keeps out.
             asked = services.sessions - services.subrequests
@@ -153,6 +153,7 @@ class Engine:
                 over = True
                 await self.ending.answer_plainly(session, 500)
                 return
+            begun = True
             try:
                 async with trio.open_nursery() as nursery:
                     early = filters.early_request_filter
@@ -184,7 +185,8 @@ class Engine:
                 session.error = ProxyError.explain(
                     ErrorType.Custom("Cancelled"), "the session was cancelled"
                 ).into_in()
-                await self.ending.log(session, ctx)
+                if begun:
+                    await self.ending.log(session, ctx)
             if session.error is not None:
                 services.count_error(session.error)
             if services.on_record is not None:

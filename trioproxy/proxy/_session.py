@@ -526,7 +526,14 @@ class Session:
         if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
             acting = modules.with_hook(*RESPONSE_HOOKS)
             self._row = response_row(self, acting) if acting else None
-        return events if self._row is None else tuple(await self._row.pass_on(events))
+        if self._row is None:
+            return events
+        if self._row.lost:
+            raise ProxyError.explain(
+                ErrorType.InternalError,
+                "a module was not through with a piece of the response, which is lost",
+            ).into_in()
+        return tuple(await self._row.pass_on(events))
 
     # -- the upstream ----------------------------------------------------------------------------
 

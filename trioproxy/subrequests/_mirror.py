@@ -76,6 +76,10 @@ class _MirrorTrait(ProxyHttp[None]):
         return True  # the mirror says so itself, as a warning
 
 
+#: Pieces that wait are joined up to this size: single bytes would take far more than they count for.
+JOINED_PIECE = 8192
+
+
 class _Tee:
     """The copy of a body on its way to the mirror."""
 
@@ -96,7 +100,11 @@ class _Tee:
         self._behind += len(data)
         if self._behind > self._limit:
             return False
-        self._pieces.append(data)
+        pieces = self._pieces
+        if pieces and len(pieces[-1]) + len(data) <= JOINED_PIECE:
+            pieces[-1] += data
+        else:
+            pieces.append(data)
         self._bell.ring()
         return True
 
