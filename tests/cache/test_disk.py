@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 import re
@@ -66,6 +67,7 @@ class Directory:
 async def directory(tmp_path: Path) -> AsyncIterator[Directory]:
     """A directory whose stores are closed in the end: no descriptor and no half file is left."""
     directory = Directory(tmp_path / "cache")
+    gc.collect()  # what another test has left is not to be closed meanwhile
     before = descriptors()
     with trio.fail_after(30):
         yield directory
