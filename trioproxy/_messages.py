@@ -209,7 +209,9 @@ class RequestHeader:
     def asks_to_switch(self) -> bool:
         """Whether an answer may make a tunnel of the exchange, as it is CONNECT or has `offers`."""
         facts = self.facts
-        return facts is not None and (facts.connect is not None or self.offers is not None)
+        if facts is None:
+            return False
+        return facts.connect is not None or (bool(facts.offers) and self.offers is not None)
 
     def switched_by(self, status: int) -> bool:
         """Tell whether an answer of this status makes a tunnel of the exchange.

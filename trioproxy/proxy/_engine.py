@@ -65,16 +65,12 @@ def _half_stored(cache: HttpCache) -> bool:
     )
 
 
-async def _under(session: Session, name: str, callback: Awaitable[None]) -> None:
-    """Await a callback of an attempt, beside which another one may be in another phase."""
-    session._phase = name
-    try:
-        await callback
-    except Exception as exc:
-        error = as_proxy_error(exc, session, name)
-        if error is exc:
-            raise
-        raise error from exc
+def _named(exc: Exception, session: Session, name: str) -> ProxyError:
+    """Return what a callback of an attempt raised, beside which another may be in another phase."""
+    error = as_proxy_error(exc, session, name)
+    if error is not exc:
+        error.__cause__ = exc
+    return error
 
 
 class Engine:
@@ -385,8 +381,8 @@ class Engine:
         session._held = None
         return error
 
-    async def lease(self, session: Session, peer: HttpPeer, *, fresh: bool) -> Lease:
-        """Return a hold on a connection to a peer."""
+    def lease(self, session: Session, peer: HttpPeer, *, fresh: bool) -> Awaitable[Lease]:
+        """Return, to be awaited, a hold on a connection to a peer."""
         tunnel = session.is_connect_req()
         version = peer.options.proxy_protocol
         if version is None:  # what a CONNECT names is nobody that we have agreed with
@@ -394,7 +390,7 @@ class Engine:
         if version:  # its connections are this client connection's own
             peer = peer.announcing(session.downstream_session.info, version)
         offers = session.req_header().offers is not None
-        return await self._services.pool.lease(peer, fresh=fresh, http1=offers, raw=tunnel)
+        return self._services.pool.lease(peer, fresh=fresh, http1=offers, raw=tunnel)
 
     async def _replayable(self, session: Session, peer: HttpPeer) -> list[BodyEvent] | None:
         """Return the whole body of a request that may be sent twice at once, None of another one."""
@@ -416,10 +412,13 @@ class Engine:
         upstream.write_timeout = conf.write_timeout if write_timeout is None else write_timeout
         if filters.connected_to_upstream is not None:
             digest = Digest.of(upstream.info)
-            connected = filters.connected_to_upstream(
-                session, upstream.reused, peer, upstream.fileno(), digest, ctx
-            )
-            await _under(session, "connected_to_upstream", connected)
+            session._phase = "connected_to_upstream"
+            try:
+                await filters.connected_to_upstream(
+                    session, upstream.reused, peer, upstream.fileno(), digest, ctx
+                )
+            except Exception as exc:
+                raise _named(exc, session, "connected_to_upstream") from exc.__cause__
         request = to_upstream(session.req_header())
         made = session.subrequest_ctx is not None
         if (made or request.version not in ("HTTP/1.1", "HTTP/2")) and (
@@ -433,8 +432,11 @@ class Engine:
         cache = session._cache
         rewritten = cache is not None and _fill(request, cache)
         if filters.upstream_request_filter is not None:
-            rewriting = filters.upstream_request_filter(session, request, ctx)
-            await _under(session, "upstream_request_filter", rewriting)
+            session._phase = "upstream_request_filter"
+            try:
+                await filters.upstream_request_filter(session, request, ctx)
+            except Exception as exc:
+                raise _named(exc, session, "upstream_request_filter") from exc.__cause__
         session._asked = True
         return request, rewritten
 

@@ -314,6 +314,9 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
     )
     upstream_body_filter = filters.upstream_response_body_filter
     body_filter = filters.response_body_filter
+    # A 2xx to CONNECT opens a tunnel, as a 101 does: `RequestHeader.switched_by`.
+    facts = session._request.facts
+    tunnels = facts is not None and facts.connect is not None
     filtered = upstream_body_filter is not None or body_filter is not None
     chunk = BodyChunk()
     declared = Declared.none()
@@ -353,14 +356,14 @@ async def pump_response(exchange: Exchange) -> list[ResponseEvent] | None:
                 head: ResponseHeader = event  # type: ignore[assignment]
                 strip_response(head)
                 length_as_received = head.headers.get_bytes(b"content-length")
-                switches = session.req_header().switched_by(head.status)
+                switches = head.status == 101 or (tunnels and head.status // 100 == 2)
                 if filters.upstream_response_filter is not None:
                     session._phase = "upstream_response_filter"
                     await filters.upstream_response_filter(session, head, ctx)
                 if filters.response_filter is not None:
                     session._phase = "response_filter"
                     await filters.response_filter(session, head, ctx)
-                if session.req_header().switched_by(head.status) is not switches:
+                if (head.status == 101 or (tunnels and head.status // 100 == 2)) is not switches:
                     # The origin alone switches protocols (row U1-07): what follows its head is
                     # either a message or a tunnel, whatever a filter writes there.
                     raise ProxyError.explain(

@@ -91,29 +91,26 @@ class ServerConnection:
 
     async def run(self, handler: Handler) -> None:
         """Serve exchanges until the connection ends; the transport is closed when this returns."""
-        try:
-            await self._run(handler)
-        finally:
-            self.info.life.end()
-
-    async def _run(self, handler: Handler) -> None:
         front = self._front
         connection: Connection | None
-        if front.tls is not None or front.entrance is not None:
-            connection = await self._open()
-        elif front.only is not None:
-            connection = front.only(self.transport, self.info)
-        elif not front.http2:
-            connection = front.open_h1(self.transport, self.info, b"")
-        else:
-            connection = await self._open()
-        if connection is None:
-            self.transport.close_now()
-            return
-        self._connection = connection
-        if self._draining:
-            connection.drain()
-        await connection.run(handler)
+        try:
+            if front.tls is not None or front.entrance is not None:
+                connection = await self._open()
+            elif front.only is not None:
+                connection = front.only(self.transport, self.info)
+            elif not front.http2:
+                connection = front.open_h1(self.transport, self.info, b"")
+            else:
+                connection = await self._open()
+            if connection is None:
+                self.transport.close_now()
+                return
+            self._connection = connection
+            if self._draining:
+                connection.drain()
+            await connection.run(handler)
+        finally:
+            self.info.life.end()
 
     def drain(self) -> None:
         """Close now if no request is under way, else when what is under way has ended."""
