@@ -175,11 +175,7 @@ class Ending:
 
     async def log(self, session: Session, ctx: Any) -> None:
         """Run ``logging``: last, once, shielded, with a deadline of its own."""
-        if (
-            session._modules is not None
-            or session._upstream_modules is not None
-            or session._upstream_compression is not None
-        ):
+        if session._with_modules:
             release_modules(session)
         callback = session._filters.logging
         if callback is None:

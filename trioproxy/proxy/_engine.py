@@ -164,13 +164,15 @@ class Engine:
             except Exception as exc:  # a callback's group that mixed errors with Cancelled
                 session.error = as_proxy_error(exc, session)
                 left = True
-            late = nursery.cancel_scope.deadline <= trio.current_time()
-            if left and late and session.error is None and stream.departure is None:
-                await self.ending.out_of_time(session, ctx)
-            elif left:
-                await self.ending.client_left(session, ctx)
+            if left:
+                late = nursery.cancel_scope.deadline <= trio.current_time()
+                if late and session.error is None and stream.departure is None:
+                    await self.ending.out_of_time(session, ctx)
+                else:
+                    await self.ending.client_left(session, ctx)
             over = True
-            await self.ending.log(session, ctx)
+            if filters.logging is not None or session._with_modules:
+                await self.ending.log(session, ctx)
             if filters.persist_connection_context is not None and not left:
                 self.ending.persist(session, ctx)
         finally:
@@ -187,8 +189,8 @@ class Engine:
                 services.count_error(session.error)
             if services.on_record is not None:
                 services.on_record(self.ending.record(session))
-            let_go(session)
             if session._cache is not None:
+                let_go(session)
                 services.count_cache(session._cache)
             if session.error is not None:
                 stream.blame = session.error.esource
@@ -383,13 +385,15 @@ class Engine:
 
     def lease(self, session: Session, peer: HttpPeer, *, fresh: bool) -> Awaitable[Lease]:
         """Return, to be awaited, a hold on a connection to a peer."""
-        tunnel = session.is_connect_req()
+        request = session._request
+        facts = request.facts
+        tunnel = facts is not None and facts.connect is not None
         version = peer.options.proxy_protocol
         if version is None:  # what a CONNECT names is nobody that we have agreed with
             version = 0 if tunnel else self._announces
         if version:  # its connections are this client connection's own
             peer = peer.announcing(session.downstream_session.info, version)
-        offers = session.req_header().offers is not None
+        offers = facts is not None and bool(facts.offers) and request.offers is not None
         return self._services.pool.lease(peer, fresh=fresh, http1=offers, raw=tunnel)
 
     async def _replayable(self, session: Session, peer: HttpPeer) -> list[BodyEvent] | None:

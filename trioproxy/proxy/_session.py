@@ -204,6 +204,15 @@ class Session:
             self._upstream_compression = upstream_compression(self)
         return self._upstream_compression
 
+    @property
+    def _with_modules(self) -> bool:
+        """Whether there are instances of modules on either side."""
+        return (
+            self._modules is not None
+            or self._upstream_modules is not None
+            or self._upstream_compression is not None
+        )
+
     # -- the request -----------------------------------------------------------------------------
 
     def req_header(self) -> RequestHeader:
@@ -353,7 +362,7 @@ class Session:
         header passes the client's bytes on, and what the client wrote into them is its own word.
         """
         trusted = self._services.conf.trusted_proxies
-        return bool(trusted) and self.downstream_session.info.peer in trusted
+        return bool(trusted.entries) and self.downstream_session.info.peer in trusted
 
     def digest(self) -> Digest:
         """Return the facts of the client's connection: addresses, times, what TCP knows of it."""
