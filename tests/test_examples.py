@@ -1082,8 +1082,10 @@ async def test_server_sent_events_are_numbered_one_by_one() -> None:
         await connect(running.urls[0]) as stream,
     ):
         await stream.send_all(get("/events"))
-        await receive_until(stream, b"id: 1\ndata: one\n\n")
-        await receive_until(stream, b"id: 3\ndata: three\n\n")
+        shown = await receive_until(stream, b"id: 1\ndata: one\n\n")
+        assert b"three" not in shown  # it came while the rest was still to come
+        shown += await receive_until(stream, b"id: 3\ndata: three\n\n")
+        assert [shown.count(b"id: %d\n" % number) for number in (1, 2, 3)] == [1, 1, 1]
 
 
 async def test_sse_filter_keeps_some_back_and_numbers_the_rest() -> None:

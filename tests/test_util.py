@@ -18,9 +18,11 @@ async def test_a_bell_wakes_the_one_who_waits() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
+            assert not woken.is_set()
             bell.ring()
             bell.ring()
             await woken.wait()
+    assert woken.is_set()
 
 
 async def test_ringing_while_nobody_waits_is_forgotten() -> None:
@@ -39,7 +41,9 @@ async def test_a_cancelled_wait_leaves_the_bell_free() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bell.wait)
             await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 1
             bell.ring()
+    assert not nursery.child_tasks
 
 
 async def test_a_second_waiter_is_refused() -> None:

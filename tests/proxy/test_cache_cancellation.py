@@ -25,6 +25,7 @@ from tests._support.caching import (
     settled,
     stored_body,
 )
+from tests._support.faulty import failing
 from tests._support.matrix import H1, H2C, LEGS, Exchange, Leg, Pairing, open_matrix
 from tests._support.recording import GET, CutError, Gateway, Message, Wire, chunked, raises
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
@@ -126,7 +127,7 @@ def play(
     if behind:
         recorder.hooks["should_serve_stale"] = lambda _s, _c, error: error is None
     run = Run(recorder)
-    adapt = StreamAdapter if calls is None else failing(calls, nth)
+    adapt = StreamAdapter if calls is None else failing(nth, calls)
 
     async def main() -> None:
         steps = Steps([RENEWED if stale else PIECES, PIECES])
@@ -272,39 +273,6 @@ def test_a_renewal_in_the_background_goes_on_without_the_client_and_ends_with_th
                 f"{deed.__name__} at step {step} of {total}: {run.writer!r} {run.readers} {run.recorder.shown()}"
             )
             raise
-
-
-class Faulty(StreamAdapter):
-    """A transport that breaks for good at the n-th call of any of a run's transports."""
-
-    __slots__ = ("_broken", "_calls", "_nth")
-
-    def __init__(self, stream: Any, calls: list[int], nth: int) -> None:
-        super().__init__(stream)
-        self._calls = calls
-        self._nth = nth
-        self._broken = False
-
-    def _count(self, etype: ErrorType) -> None:
-        self._calls[0] += 1
-        if self._calls[0] == self._nth:
-            self._broken = True
-        if self._broken:
-            raise ProxyError.explain(etype, "reset by the test")
-
-    async def receive_some(self, max_bytes: int = 65536) -> bytes:
-        data = await super().receive_some(max_bytes)
-        self._count(ErrorType.ReadError)
-        return data
-
-    async def send_parts(self, parts: Any, timeout: float) -> None:
-        self._count(ErrorType.WriteError)
-        await super().send_parts(parts, timeout)
-
-
-def failing(calls: list[int], nth: int) -> Callable[[Any], StreamAdapter]:
-    """Return what makes a run's transports, of which the n-th call fails."""
-    return lambda stream: Faulty(stream, calls, nth)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["partial", "whole"])

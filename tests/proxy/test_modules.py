@@ -768,3 +768,37 @@ async def test_what_on_connection_reuse_raises_fails_its_request(autojump_clock:
         assert (await client.exchange()).status == 200
         assert (await client.exchange()).status == 403
     assert proxy.names()[-2:] == ["request_summary", "logging"]
+
+
+async def test_a_continue_of_a_task_beside_leaves_the_final_heads_row_alone(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[str] = []
+
+    class Slow(Marking):
+        async def response_header_filter(
+            self, session: Session, response: ResponseHeader, end_of_stream: bool
+        ) -> None:
+            if response.status == 200:
+                await trio.sleep(2)
+            await super().response_header_filter(session, response, end_of_stream)
+
+    async def answer(session: Session, ctx: object) -> bool:
+        async def invite() -> None:
+            await trio.sleep(1)
+            await session.write_continue_response()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(invite)
+            await session.write_response_header(ResponseHeader(200))
+            await session.write_response_body(b"body", True)
+        return True
+
+    proxy = Proxied(
+        downstream=(Mark("it", seen, module_type=Slow),), hooks={"request_filter": answer}
+    )
+    async with open_matrix(proxy, {}, PAIRINGS[0]) as gateway:
+        response = await gateway.exchange()
+    assert (response.status, response.body) == (200, b"body<it>")
+    downs = [each for each in seen if ".down(" in each]
+    assert downs == ["it.down(b'body', True)"]

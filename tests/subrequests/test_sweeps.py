@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests._support.caching import settled
+from tests._support.faulty import failing
 from tests._support.recording import (
     GET,
     OK,
@@ -33,7 +34,7 @@ from tests._support.recording import (
 )
 from tests._support.spawning import Spawning, open_spawning, spawner_of
 from tests._support.steps import AtStep, run_with, some_steps, use_one_schedule
-from trioproxy import ErrorSource, ErrorType, HttpPeer, ProxyError, ResponseHeader, Session
+from trioproxy import ErrorSource, ErrorType, HttpPeer, ResponseHeader, Session
 from trioproxy.modules import HttpModuleBuilder, HttpModules
 from trioproxy.proxy import _subrequest
 from trioproxy.streams._memory import MemoryDownstream, MemoryUpstream, memory_exchange
@@ -262,7 +263,7 @@ def play(
     )
     run = Run(recorder)
     del pairs[:]
-    adapt = StreamAdapter if calls is None else failing(calls, nth)
+    adapt = StreamAdapter if calls is None else failing(nth, calls)
 
     async def main() -> None:
         async with open_spawning(recorder, scenario.origins, adapt=adapt) as gateway:
@@ -422,38 +423,6 @@ def test_s_09_what_is_in_the_background_can_be_ended_at_each_step_and_no_client_
         assert refused
     elif not scenario.aside:
         assert (ended, refused) == (0, 0)
-
-
-class Faulty(StreamAdapter):
-    """A transport that breaks for good at the n-th call of any of a run's transports."""
-
-    __slots__ = ("_broken", "_calls", "_nth")
-
-    def __init__(self, stream: Any, calls: list[int], nth: int) -> None:
-        super().__init__(stream)
-        self._calls = calls
-        self._nth = nth
-        self._broken = False
-
-    def _count(self, etype: ErrorType) -> None:
-        self._calls[0] += 1
-        if self._calls[0] == self._nth:
-            self._broken = True
-        if self._broken:
-            raise ProxyError.explain(etype, "reset by the test")
-
-    async def receive_some(self, max_bytes: int = 65536) -> bytes:
-        data = await super().receive_some(max_bytes)
-        self._count(ErrorType.ReadError)
-        return data
-
-    async def send_parts(self, parts: Any, timeout: float) -> None:
-        self._count(ErrorType.WriteError)
-        await super().send_parts(parts, timeout)
-
-
-def failing(calls: list[int], nth: int) -> Callable[[Any], StreamAdapter]:
-    return lambda stream: Faulty(stream, calls, nth)
 
 
 @scenarios

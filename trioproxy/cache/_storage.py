@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -144,10 +145,10 @@ class HitHandler(ABC):
         """Go on with the bytes from ``start`` to before ``end`` (or the end of the body).
 
         Raises:
-          NotImplementedError: this one cannot.
+          io.UnsupportedOperation: this one cannot.
           ValueError: the body does not have these bytes.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot seek")
+        raise UnsupportedOperation(f"{type(self).__name__} cannot seek")
 
     async def finish(self) -> None:
         """Close after everything was read; a store may do here what has to wait. May be repeated."""

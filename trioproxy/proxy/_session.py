@@ -500,9 +500,10 @@ class Session:
     async def _send_events(self, *events: ResponseEvent) -> None:
         """Send events of the response through the modules, and count them: the one way out."""
         row = None
-        if self._modules is not None and not self._plain:
-            events = await self._through_modules(self._modules, events)
-            row = self._row
+        if self._modules is not None and not self._plain and not self.was_upgraded():
+            row = self._row_for(self._modules, events)
+            if row is not None:
+                events = tuple(await row.pass_on(events))
         while True:
             before = (self._body_bytes_sent, self._finished, self._response)
             for event in events:
@@ -526,23 +527,28 @@ class Session:
                 return
             events = tuple(await row.go_on())
 
-    async def _through_modules(
+    def _row_for(
         self, modules: ModulesCtx, events: tuple[ResponseEvent, ...]
-    ) -> tuple[ResponseEvent, ...]:
-        """Return what the modules make of events; a tunnel is none of their business."""
-        if self.was_upgraded():
-            return events
-        if type(events[0]) is ResponseHeader:  # for what is to come those count that exist now
+    ) -> Row[ResponseEvent] | None:
+        """Return the modules that events of the response go through; a tunnel has none.
+
+        For what is to come those count that exist at its head. An informational head that comes
+        alone has a row of its own: a task beside may send it while modules look at the final one.
+        """
+        first = events[0]
+        if type(first) is ResponseHeader:
             acting = modules.with_hook(*RESPONSE_HOOKS)
-            self._row = response_row(self, acting) if acting else None
-        if self._row is None:
-            return events
-        if self._row.lost:
+            row = response_row(self, acting) if acting else None
+            if len(events) == 1 and first.status < 200:
+                return row
+            self._row = row
+        row = self._row
+        if row is not None and row.lost:
             raise ProxyError.explain(
                 ErrorType.InternalError,
                 "a module was not through with a piece of the response, which is lost",
             ).into_in()
-        return tuple(await self._row.pass_on(events))
+        return row
 
     # -- the upstream ----------------------------------------------------------------------------
 
