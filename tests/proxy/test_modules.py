@@ -791,7 +791,8 @@ async def test_a_continue_of_a_task_beside_leaves_the_final_heads_row_alone(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(invite)
             await session.write_response_header(ResponseHeader(200))
-            await session.write_response_body(b"body", True)
+            await session.write_response_body(b"body", False)
+            await session.write_response_body(None, True)
         return True
 
     proxy = Proxied(
@@ -801,4 +802,4 @@ async def test_a_continue_of_a_task_beside_leaves_the_final_heads_row_alone(
         response = await gateway.exchange()
     assert (response.status, response.body) == (200, b"body<it>")
     downs = [each for each in seen if ".down(" in each]
-    assert downs == ["it.down(b'body', True)"]
+    assert downs == ["it.down(b'body', False)", "it.down(None, True)"]

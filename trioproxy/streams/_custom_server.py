@@ -25,7 +25,7 @@ from ._abc import DownstreamStream
 from ._custom import READ_SIZE, Inbox, Outlet, ends, without_informational
 from ._mailbox import Allowance
 from ._memory import Order
-from ._server import Handler, OnLimit, OnRefused, ServerOptions
+from ._server import Handler, OnLimit, OnRefused, ServerOptions, settle
 
 
 @attrs.frozen(kw_only=True)
@@ -280,16 +280,10 @@ class CustomDownstreamStream(DownstreamStream, MessageChannel):
         self.kept = kept
         self.messages = self
         self.info = connection.info
-        self.keepalive = options.idle_timeout
-        self.blame = None
-        self.abort_on_close = True
+        settle(self, options)
         # The client cannot be told that its connection closes.
         self.close_on_early_response = False
-        self.drain_timeout = options.drain_timeout
         self.reuses_remaining = connection.reuses_remaining
-        self.min_send_rate = options.min_send_rate
-        self.read_timeout = options.body_timeout
-        self.write_timeout = options.write_timeout
         #: Whether the response has ended.
         self.finished = False
         #: Whether it began before the request's end.

@@ -34,7 +34,7 @@ from ..transport._byte_stream import ByteStream
 from ._abc import DownstreamStream
 from ._h1_write import MessageWriter
 from ._mailbox import Allowance, ReadTimer
-from ._server import Handler, OnLimit, OnRefused, ServerOptions
+from ._server import Handler, OnLimit, OnRefused, ServerOptions, settle
 
 READ_SIZE = 65536
 #: Decoded bytes that may wait for the session before the reader stops reading.
@@ -387,15 +387,8 @@ class H1DownstreamStream(DownstreamStream):
         self._connection = connection
         self.kept = kept
         self.info = connection.info
-        self.keepalive = options.idle_timeout
-        self.blame = None
-        self.abort_on_close = True
-        self.close_on_early_response = True
-        self.drain_timeout = options.drain_timeout
+        settle(self, options)
         self.reuses_remaining = connection.reuses_remaining
-        self.min_send_rate = options.min_send_rate
-        self.read_timeout = options.body_timeout
-        self.write_timeout = options.write_timeout
         self.writer = MessageWriter()
         self.told_close = False
         self.broken = False

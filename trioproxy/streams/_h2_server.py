@@ -51,7 +51,7 @@ from ._abc import DownstreamStream
 from ._h2 import HIGH_WATER, H2Base, H2Stream
 from ._h2_write import H2Writer
 from ._mailbox import Allowance
-from ._server import Handler, OnLimit, OnRefused, ServerOptions
+from ._server import Handler, OnLimit, OnRefused, ServerOptions, settle
 
 _log = logging.getLogger("trioproxy")
 
@@ -333,15 +333,8 @@ class H2DownstreamStream(H2Stream, DownstreamStream):
         super().__init__(connection, stream_id)
         options = connection.options
         self.info = connection.info
-        self.keepalive = options.idle_timeout
-        self.abort_on_close = True
-        self.close_on_early_response = True
-        self.drain_timeout = options.drain_timeout
+        settle(self, options)
         self.reuses_remaining = None
-        self.min_send_rate = options.min_send_rate
-        self.read_timeout = options.body_timeout
-        self.write_timeout = options.write_timeout
-        self.blame = None
         self.writer = H2Writer()
         #: Whether the request's end has come.
         self.complete = end

@@ -27,3 +27,15 @@ class ServerOptions:
     min_send_rate: float = 0.0
     min_receive_rate: float = 0.0
     server_name: bytes = b"trioproxy"
+
+
+def settle(stream: DownstreamStream, options: ServerOptions) -> None:
+    """Give an exchange that begins the settings of its connection; filters may change them."""
+    stream.keepalive = options.idle_timeout
+    stream.blame = None
+    stream.abort_on_close = True
+    stream.close_on_early_response = True
+    stream.drain_timeout = options.drain_timeout
+    stream.min_send_rate = options.min_send_rate
+    stream.read_timeout = options.body_timeout
+    stream.write_timeout = options.write_timeout
