@@ -44,6 +44,7 @@ Statistics.__module__ = PoolStatistics.__module__ = "trioproxy.server"
 nitpicky = True
 # The build needs no network, so that names of other projects are not looked up.
 nitpick_ignore_regex = [
+    (r"py:exc", r"io\..*"),
     (
         r"py:.*|any",
         r"(trio|attrs|os|pathlib|logging|http|math|collections\.abc|contextlib|typing|argparse|ipaddress)\..*",
